@@ -1,0 +1,208 @@
+"""Start N ranks on this machine for either strategy; one rank's failure ends all, with its traceback last.
+
+    python -m strategies.launch --strategy horovod --workers 2 -- python my_training.py
+
+Inside horovodrun, mpirun or srun this is not used: there the launcher has started the ranks already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import ctypes
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import IO
+
+from strategies import STRATEGIES
+from strategies.base import StrategyError
+from strategies.cluster import detect
+
+POLL_SECONDS = 0.05
+# Time between the polite and the hard signal to ranks that outlive a failed one.
+GRACE_SECONDS = 5.0
+TAIL_LINES = 200
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def default_workers() -> int:
+    """Ranks that a distributed strategy starts when not told: one per visible GPU, else 2."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return (
+            len([device for device in visible.split(",") if device.strip() not in ("", "-1")]) or 2
+        )
+    if not shutil.which("nvidia-smi"):
+        return 2
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return listed.stdout.count("GPU ") or 2
+
+
+def needed(strategy: str) -> bool:
+    """True where `run` must start the ranks: a distributed strategy outside any launcher."""
+    return strategy != "single" and detect(os.environ).launcher == "none"
+
+
+def run(command: Sequence[str], *, strategy: str, workers: int) -> int:
+    """Run `workers` copies of `command` as the ranks of one job and wait for them.
+
+    Rank 0 writes to this process' output as it is, the others with a prefix. When a rank fails, the others are
+    ended within seconds and the failed rank's traceback is printed last.
+
+    Returns:
+        0 if all ranks ended well, 2 if the failed rank refused its arguments, 130 if interrupted, else 1.
+    """
+    if strategy not in STRATEGIES or strategy == "single":
+        raise StrategyError(f"strategy {strategy!r} starts no ranks; horovod and multiworker do")
+    if workers < 1:
+        raise StrategyError(f"--workers {workers}: at least 1 rank is needed")
+    module = importlib.import_module(STRATEGIES[strategy][0])
+    with contextlib.ExitStack() as stack:
+        environments = stack.enter_context(module.local_environments(workers))
+        cores = _share_cores(workers)
+        ranks = [
+            _Rank(rank, command, {**os.environ, **environment}, cores[rank])
+            for rank, environment in enumerate(environments)
+        ]
+        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            failed = _wait(ranks)
+        except KeyboardInterrupt:
+            return 130
+        finally:
+            _end(ranks)
+            signal.signal(signal.SIGTERM, previous)
+    if failed is None:
+        return 0
+    print(failed.obituary(), file=sys.stderr, flush=True)
+    return 2 if failed.process.returncode == 2 else 1
+
+
+class _Rank:
+    """One process of the job and the threads that pass its output on."""
+
+    def __init__(
+        self, rank: int, command: Sequence[str], environment: dict[str, str], cores: set[int] | None
+    ) -> None:
+        self.rank = rank
+        self.tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
+        libc = ctypes.CDLL(None)
+        parent = os.getpid()
+
+        def before_exec() -> None:
+            # A rank must not outlive this process, even one killed by SIGKILL.
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+            if cores:
+                os.sched_setaffinity(0, cores)
+
+        self.process = subprocess.Popen(
+            command,
+            env={"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1", **environment},
+            stdout=None if rank == 0 else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            preexec_fn=before_exec,
+        )
+        pipes = [(self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr)]
+        self.threads = [
+            threading.Thread(target=self._forward, args=(pipe, screen), daemon=True)
+            for pipe, screen in pipes
+            if pipe is not None
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def _forward(self, pipe: IO[str], screen: IO[str]) -> None:
+        prefix = "" if self.rank == 0 else f"[rank {self.rank}] "
+        for line in pipe:
+            if screen is sys.stderr:
+                self.tail.append(line)
+            screen.write(prefix + line)
+            screen.flush()
+
+    def obituary(self) -> str:
+        """What is known of this rank's failure: how it ended, and its last traceback or last lines."""
+        code = self.process.returncode
+        how = (
+            f"was killed by {signal.Signals(-code).name}"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
+        lines = list(self.tail)
+        starts = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent")]
+        shown = lines[starts[-1] :] if starts else lines[-5:]
+        return f"rank {self.rank} {how}; the other ranks were ended.\n{''.join(shown)}".rstrip()
+
+
+def _wait(ranks: Sequence[_Rank]) -> _Rank | None:
+    """The first rank that fails, or None when all have ended well."""
+    while True:
+        codes = [rank.process.poll() for rank in ranks]
+        failed = [rank for rank, code in zip(ranks, codes, strict=True) if code]
+        if failed:
+            # A killed rank is the cause where others fail in the same moment for want of it.
+            return min(failed, key=lambda rank: rank.process.returncode)
+        if all(code == 0 for code in codes):
+            return None
+        time.sleep(POLL_SECONDS)
+
+
+def _end(ranks: Sequence[_Rank]) -> None:
+    """End what still runs, and pass on what is left of the output."""
+    for rank in ranks:
+        if rank.process.poll() is None:
+            rank.process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for rank in ranks:
+        try:
+            rank.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            rank.process.kill()
+            rank.process.wait()
+        for thread in rank.threads:
+            thread.join(timeout=GRACE_SECONDS)
+
+
+def _share_cores(workers: int) -> list[set[int] | None]:
+    """Disjoint sets of cores, one a rank, so that ranks do not fight for them; None where there are too few."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // workers
+    if share == 0:
+        return [None] * workers
+    return [set(cores[rank * share : (rank + 1) * share]) for rank in range(workers)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `python -m strategies.launch`."""
+    parser = argparse.ArgumentParser(prog="python -m strategies.launch", description=__doc__)
+    parser.add_argument(
+        "--strategy", required=True, choices=[n for n in STRATEGIES if n != "single"]
+    )
+    parser.add_argument(
+        "--workers", type=int, default=None, help="ranks (default: one per GPU, else 2)"
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- command of one rank")
+    given = parser.parse_args(arguments)
+    command = given.command[1:] if given.command[:1] == ["--"] else given.command
+    if not command:
+        parser.error("no command after --")
+    try:
+        return run(command, strategy=given.strategy, workers=given.workers or default_workers())
+    except StrategyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

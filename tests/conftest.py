@@ -1,0 +1,27 @@
+"""Fixtures and marks that every test may use."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import pytest
+
+# The one place that names the folder of real Sentinel-2 data, which is not part of the project.
+SHARED_DATA = pathlib.Path(os.environ.get("KERASS2_SHARED_DATA", "../shared/data"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs the shared data where that is absent."""
+    if SHARED_DATA.is_dir():
+        return
+    skip = pytest.mark.skip(reason=f"no shared data at {SHARED_DATA} (set KERASS2_SHARED_DATA)")
+    for item in items:
+        if "shared_data" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real Sentinel-2 data; mark the test with `shared_data` too."""
+    return SHARED_DATA.resolve()

@@ -1,0 +1,124 @@
+"""Ranks as real processes: output, prefixes, deaths. The ranks here are plain Python: no TensorFlow is needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from strategies import launch
+
+
+def run_ranks(code: str, *, workers: int = 2, strategy: str = "multiworker", **kwargs) -> subprocess.CompletedProcess:
+    prelude = "import json, os, sys, time; rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+    command = [sys.executable, "-m", "strategies.launch", "--strategy", strategy, "--workers", str(workers)]
+    return subprocess.run(
+        [*command, "--", sys.executable, "-c", prelude + code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **kwargs,
+    )
+
+
+def test_output_of_other_ranks_is_prefixed():
+    result = run_ranks("print('out', rank); print('err', rank, file=sys.stderr)", workers=3)
+    assert result.returncode == 0
+    assert sorted(result.stdout.splitlines()) == ["[rank 1] out 1", "[rank 2] out 2", "out 0"]
+    assert sorted(result.stderr.splitlines()) == ["[rank 1] err 1", "[rank 2] err 2", "err 0"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_failure_ends_all_and_its_traceback_is_last(rank):
+    begin = time.monotonic()
+    result = run_ranks(
+        f"print('noise ' * 50, file=sys.stderr)\n"
+        f"if rank == {rank}: raise ValueError('the cause')\n"
+        "time.sleep(600)"
+    )
+    assert time.monotonic() - begin < 30
+    assert result.returncode == 1
+    assert result.stderr.rstrip().endswith("ValueError: the cause")
+    assert f"rank {rank} ended with exit code 1; the other ranks were ended." in result.stderr
+
+
+def test_a_killed_rank_ends_all():
+    begin = time.monotonic()
+    result = run_ranks("if rank == 1: os.kill(os.getpid(), 9)\ntime.sleep(600)")
+    assert time.monotonic() - begin < 30
+    assert result.returncode == 1
+    assert "rank 1 was killed by SIGKILL" in result.stderr.splitlines()[-1]
+
+
+def test_a_rank_that_ignores_sigterm_is_ended_too(tmp_path):
+    result = run_ranks(
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"open({str(tmp_path)!r} + f'/{{rank}}', 'w').write(str(os.getpid()))\n"
+        "if rank == 1: time.sleep(1); sys.exit(3)\n"
+        "time.sleep(600)"
+    )
+    assert result.returncode == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "0").read_text()), 0)
+
+
+def test_ranks_do_not_outlive_a_killed_launcher(tmp_path):
+    code = f"import os, time; open({str(tmp_path)!r} + f'/{{os.getpid()}}', 'w'); time.sleep(600)"
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "strategies.launch", "--strategy", "multiworker", "--workers", "2", "--"]
+        + [sys.executable, "-c", code]
+    )
+    _until(lambda: len(list(tmp_path.iterdir())) == 2)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    pids = [int(path.name) for path in tmp_path.iterdir()]
+    _until(lambda: not any(_alive(pid) for pid in pids))
+
+
+def test_refused_arguments_give_exit_code_2():
+    assert run_ranks("sys.exit(2)").returncode == 2
+
+
+def test_ranks_share_the_cores():
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core only")
+    result = run_ranks("print(sorted(os.sched_getaffinity(0)))")
+    cores = [line.removeprefix("[rank 1] ") for line in result.stdout.splitlines()]
+    assert len(cores) == len(set(cores)) == 2
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [("0,1,2", 3), ("", 2), ("-1", 2), ("GPU-5a1c,GPU-77", 2), ("3", 1)]
+)
+def test_default_workers_follow_visible_gpus(monkeypatch, visible, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert launch.default_workers() == expected
+
+
+def test_command_line_errors():
+    command = [sys.executable, "-m", "strategies.launch", "--strategy", "multiworker"]
+    nothing = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert nothing.returncode == 2
+    assert "no command" in nothing.stderr
+    zero = subprocess.run([*command, "--workers", "-1", "--", "true"], capture_output=True, text=True, timeout=60)
+    assert zero.returncode == 1
+    assert "at least 1 rank" in zero.stderr
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _until(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
