@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 import pathlib
+import warnings
 
 import pytest
+
+with warnings.catch_warnings():
+    # TensorFlow's own import warns where JAX is installed beside it; tests turn our warnings into errors.
+    warnings.simplefilter("ignore")
+    import tensorflow  # noqa: F401
 
 # The one place that names the folder of real Sentinel-2 data, which is not part of the project.
 SHARED_DATA = pathlib.Path(os.environ.get("KERASS2_SHARED_DATA", "../shared/data"))

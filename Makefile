@@ -1,0 +1,146 @@
+# `make demo` and `make test` do everything, the environment and Horovod included. `make help` lists the rest.
+# Variables, with what they are when not given (make demo STRATEGY=multiworker WORKERS=3):
+STRATEGY ?= horovod
+WORKERS ?= 2
+DEMO_DIR ?= demo
+# A folder made by kerass2.prepare, or synthetic; empty: the sample.
+DATA ?=
+# What the demo sharpens at the end.
+INPUT ?= sample
+# More options for kerass2.fit in the demo, for pytest in the tests.
+FIT_OPTIONS ?=
+PYTEST_OPTIONS ?=
+VENV ?= .venv
+# cpu or gpu, with what else setup.cfg offers.
+EXTRAS ?= cpu,io,dev
+# A Python 3.11; empty: looked for.
+PYTHON ?=
+# More variables for Horovod's build, such as HOROVOD_GPU_OPERATIONS=NCCL.
+HOROVOD_OPTIONS ?=
+# Built Horovod wheels and the sample. The same folder as the commands'.
+KERASS2_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kerass2
+
+.SHELLFLAGS := -ec
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow lint types bench bench-step clean clean-all
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check -qq
+LOCKED := $(PIP) install -c constraints.txt
+PYTHONS := $(or $(PYTHON),python3.11 python3 python /usr/bin/python3.11 /usr/local/bin/python3.11)
+DATA_OPTION := $(if $(DATA),--data $(DATA))
+WORKERS_OPTION := $(if $(filter single,$(STRATEGY)),,--workers $(WORKERS))
+
+help:
+	@echo "make setup       $(VENV) from constraints.txt, with Horovod"
+	@echo "make demo        train on $(WORKERS) ranks ($(STRATEGY)), evaluate, predict, report, into $(DEMO_DIR)/"
+	@echo "make test        the tests, without those marked slow or gpu"
+	@echo "make test-slow   the tests marked slow"
+	@echo "make lint types  ruff; mypy"
+	@echo "make bench       every benchmark; make bench-step the training step alone"
+	@echo "make clean       remove what builds and tools left; clean-all $(VENV) and $(DEMO_DIR)/ too"
+
+# --- environment ------------------------------------------------------------------------------------------
+# Three stamps: the empty environment, the packages, Horovod. Each is made again only when what it is made
+# from changes; a second run does nothing.
+
+# Horovod's wheel depends on more than its version, and pip's cache knows the version only: a wheel built
+# before MPI was installed would come back without MPI. So wheels are kept by configuration.
+HOROVOD := $(shell sed -n 's/^horovod==//p' constraints.txt)
+TENSORFLOW := $(shell sed -n 's/^tensorflow-cpu==//p' constraints.txt)
+MPI := $(shell command -v mpicc 2>/dev/null)
+checksum = $(shell { $(1); } 2>/dev/null | cksum | cut -d' ' -f1)
+CONFIGURATION := horovod-$(HOROVOD)-tensorflow-$(TENSORFLOW)-py311-$(shell uname -m)-$(shell \
+	getconf GNU_LIBC_VERSION | tr -d ' ')$(if $(MPI),-mpi-$(call checksum,mpicc -show; mpirun --version))$(if \
+	$(HOROVOD_OPTIONS),-$(call checksum,echo '$(HOROVOD_OPTIONS)'))
+WHEELS := $(KERASS2_CACHE)/horovod/$(CONFIGURATION)
+
+CREATED := $(VENV)/.created
+PACKAGES := $(VENV)/.packages
+BUILT := $(VENV)/.$(CONFIGURATION)
+
+have_wheel = ls "$(WHEELS)"/*.whl >/dev/null 2>&1
+need_compiler = command -v $(CXX) >/dev/null 2>&1 && command -v $(CC) >/dev/null 2>&1 || { \
+	echo "error: no C++ compiler ($(CC) and $(CXX)), which Horovod's build needs; on Debian: apt-get install g++" >&2; exit 1; }
+
+setup: $(CREATED) $(PACKAGES) $(BUILT)
+
+$(CREATED):
+	@python=; for p in $(PYTHONS); do \
+		if "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1; then \
+			python=$$p; \
+			if "$$p" -c 'import ensurepip, venv' >/dev/null 2>&1; then break; fi; \
+		fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "error: no Python 3.11 (tried: $(PYTHONS)); on Debian: apt-get install python3.11-venv; or make PYTHON=/path/to/python3.11" >&2; exit 1; \
+	fi; \
+	"$$python" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "error: $$python lacks the venv module; on Debian: apt-get install python3.11-venv" >&2; exit 1; }; \
+	$(have_wheel) || { $(need_compiler); }; \
+	echo "making $(VENV) with $$python"; \
+	rm -rf "$(VENV)"; \
+	"$$python" -m venv "$(VENV)"
+	@touch $@
+
+$(PACKAGES): constraints.txt setup.cfg $(CREATED)
+	@echo "installing the packages of constraints.txt (about 1 min, 2.3 GB on disk)"
+	@$(LOCKED) setuptools wheel packaging cmake
+	@$(LOCKED) --no-build-isolation --config-settings editable_mode=compat -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(BUILT): | $(PACKAGES)
+	@if ! $(have_wheel); then \
+		$(need_compiler); \
+		echo "building Horovod $(HOROVOD) with Gloo$(if $(MPI), and MPI,; no mpicc here: without MPI) (about 3 min on 2 cores, once on this machine)"; \
+		mkdir -p "$(WHEELS)"; \
+		folder=$$(mktemp -d "$(WHEELS)/build.XXXXXX"); \
+		trap 'rm -rf "$$folder"' EXIT; trap 'exit 1' INT TERM; \
+		env HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITH_GLOO=1 $(if $(MPI),HOROVOD_WITH_MPI=1,HOROVOD_WITHOUT_MPI=1) \
+			HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 CMAKE_POLICY_VERSION_MINIMUM=3.5 \
+			MAKEFLAGS=-j$$(nproc) PATH="$(abspath $(VENV))/bin:$$PATH" $(HOROVOD_OPTIONS) \
+			$(PIP) wheel --no-build-isolation --no-deps --no-cache-dir --no-binary horovod \
+			-w "$$folder" horovod==$(HOROVOD) >"$$folder/log" 2>&1 \
+			|| { tail -n 60 "$$folder/log" >&2; echo "error: Horovod's build failed (its last lines above)" >&2; exit 1; }; \
+		mv "$$folder"/*.whl "$(WHEELS)/"; \
+	fi
+	@$(PIP) uninstall -y horovod
+	@$(LOCKED) "$(WHEELS)"/*.whl
+	@rm -f $(VENV)/.horovod-*
+	@touch $@
+
+# --- what it is for -----------------------------------------------------------------------------------------
+
+demo: setup
+	$(PY) -m kerass2.fit --strategy $(STRATEGY) $(WORKERS_OPTION) $(DATA_OPTION) --workdir $(DEMO_DIR) --overwrite $(FIT_OPTIONS)
+	$(PY) -m kerass2.evaluate $(DEMO_DIR)
+	$(PY) -m kerass2.predict $(DEMO_DIR) $(INPUT) -o $(DEMO_DIR)/prediction.tif --overwrite
+	$(PY) -m kerass2.report $(DEMO_DIR)
+	@echo "the page: file://$(abspath $(DEMO_DIR))/report.html"
+
+test: setup
+	$(PY) -m pytest -m "not slow and not gpu" $(PYTEST_OPTIONS)
+
+test-slow: setup
+	$(PY) -m pytest -m "slow and not gpu" $(PYTEST_OPTIONS)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: setup
+	$(PY) -m mypy
+
+bench: setup
+	$(PY) -m benchmarks
+
+bench-step: setup
+	$(PY) -m benchmarks step
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+clean-all: clean
+	rm -rf $(VENV) $(DEMO_DIR)
