@@ -65,7 +65,8 @@ class MultiWorkerStrategy:
 
     def sum_gradients(self, tensors: Sequence[Any]) -> list[Any]:
         """One all-reduce call, which tf.distribute packs; None stays None."""
-        present = [tensor for tensor in tensors if tensor is not None]
+        # identity: all_reduce wants tensors that bear this replica's device, and some have none.
+        present = [self._tf.identity(tensor) for tensor in tensors if tensor is not None]
         context = self._tf.distribute.get_replica_context()
         summed = iter(context.all_reduce("SUM", present) if present else [])
         return [None if tensor is None else next(summed) for tensor in tensors]

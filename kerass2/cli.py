@@ -1,0 +1,100 @@
+"""The `kerass2` command, and how every command ends: one clear error line, and no hanging ranks."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+# Subcommand -> one line of help. Its module is imported when it is called, so that --help answers at once.
+COMMANDS = {
+    "prepare": "Cut scenes into aligned patches under Wald's protocol.",
+    "fit": "Train a model on one process or on many ranks.",
+    "evaluate": "Score a model beside bicubic interpolation.",
+    "predict": "Sharpen a granule and write a GeoTIFF.",
+    "report": "Write one HTML page about a training run.",
+}
+
+
+class _Commands(click.Group):
+    """Loads a subcommand's module when it is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"kerass2.{cmd_name}").main
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kerass2")
+def group() -> None:
+    """Sharpen and label Sentinel-2 images with Keras 3, on one core or on a cluster."""
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    run(group)
+
+
+def run(command: click.Command) -> NoReturn:
+    """Run a command as this process' main job and leave with its exit code.
+
+    0 well; 1 data, strategy or training failed; 2 the command line or an experiment is wrong; 130 interrupted.
+    """
+    # TensorFlow's notes on its own build; warnings of that kind go with them, errors stay.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        code = command.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except Exception as error:
+        code = _explain(error)
+    _leave(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> int:
+    """Print an expected error as one line, any other with its traceback."""
+    from data_pipelines import batching
+    from data_pipelines.spec import DataError
+    from kerass2.config import ConfigError
+    from kerass2.train import TrainingError
+    from strategies.base import StrategyError
+
+    cause = batching.cause(error)  # tf.data wraps what a reader raises
+    if isinstance(cause, DataError):
+        error = cause
+    if isinstance(error, (ConfigError, DataError, StrategyError, TrainingError)):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, ConfigError) else 1
+    traceback.print_exc()
+    return 1
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; a failed rank does so at once, since clean-up at exit would wait for ranks that wait for it."""
+    from strategies.cluster import detect
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and detect(os.environ).world_size > 1:
+        os._exit(code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""An experiment: frozen, typed, saved beside the weights. Strategy, world size and paths are not part of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import json
+import math
+import pathlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pydantic
+from pydantic.dataclasses import dataclass
+
+import kerass2.configs
+
+_STRICT_KEYS = pydantic.ConfigDict(extra="forbid")
+
+
+class ConfigError(ValueError):
+    """An experiment, option or value that does not exist; the message lists what does."""
+
+
+@dataclass(frozen=True, config=_STRICT_KEYS)
+class ModelConfig:
+    """Which network."""
+
+    name: str = "s2x"
+    """Key of kerass2.models.MODELS."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of the model's build function, e.g. {"filters": 128}."""
+
+
+@dataclass(frozen=True, config=_STRICT_KEYS)
+class DataConfig:
+    """Which examples, whatever folder they lie in."""
+
+    task: str = "superres_20m"
+    """Task of the prepared data set."""
+    augment: tuple[str, ...] = ("dihedral",)
+    """Keys of data_pipelines.transforms.TRANSFORMS, applied in training."""
+
+
+@dataclass(frozen=True, config=_STRICT_KEYS)
+class OptimizerConfig:
+    """How weights move."""
+
+    name: Literal["adam", "sgd"] = "adam"
+    """sgd is with Nesterov momentum, as in the classification paper."""
+    learning_rate: pydantic.PositiveFloat = 1e-4
+    """Rate at reference_batch."""
+    schedule: str = "modified_linear"
+    """Key of kerass2.schedules.SCHEDULES."""
+    reference_batch: pydantic.PositiveInt = 128
+    """Global batch for which learning_rate is meant; schedules see global_batch / reference_batch."""
+    schedule_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Further arguments of the schedule."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of the Keras optimizer, e.g. {"global_clipnorm": 1.0} (clips the summed gradient)."""
+
+
+@dataclass(frozen=True, config=_STRICT_KEYS)
+class RunConfig:
+    """How long, how large, how exact."""
+
+    global_batch: pydantic.PositiveInt | None = None
+    """Patches a step over all ranks."""
+    local_batch: pydantic.PositiveInt | None = None
+    """Patches a step and rank, from which the global batch follows (weak scaling); not with global_batch."""
+    steps: pydantic.PositiveInt | None = None
+    """Steps in all; not with epochs."""
+    epochs: pydantic.PositiveInt | None = None
+    """Passes over the training split in all; not with steps."""
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """auto: bfloat16 where a short measurement on this machine says it is faster, else float32."""
+    seed: pydantic.NonNegativeInt = 0
+    """Of initial weights, order and augmentation."""
+    checkpoint_every: pydantic.PositiveInt = 200
+    """Steps between checkpoints."""
+    keep: pydantic.PositiveInt = 2
+    """Checkpoints kept."""
+    log_every: pydantic.PositiveInt = 10
+    """Steps between lines of log.jsonl."""
+    xla: bool = False
+    """Compile the step with XLA; single only, Horovod's operations are no XLA operations."""
+
+
+@dataclass(frozen=True, config=_STRICT_KEYS)
+class Experiment:
+    """All that decides which weights come out, apart from data and rounding."""
+
+    name: str
+    """Of the configuration it started from."""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    loss: str = "l1"
+    """Key of kerass2.losses.LOSSES."""
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
+
+
+def names() -> list[str]:
+    """Experiments that come with the package: one file of kerass2/configs each."""
+    return sorted(module.name for module in pkgutil.iter_modules(kerass2.configs.__path__))
+
+
+def load(name: str) -> Experiment:
+    """The experiment of kerass2/configs/<name>.py.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in names():
+        raise ConfigError(
+            f"unknown experiment {name!r}{_nearest(name, names())}; there are {', '.join(names())}"
+        )
+    experiment: Experiment = importlib.import_module(f"kerass2.configs.{name}").EXPERIMENT
+    return experiment
+
+
+def read(path: pathlib.Path) -> Experiment:
+    """The experiment saved as JSON at `path`."""
+    try:
+        return from_json(json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: no readable experiment: {error}") from error
+
+
+def from_json(values: Mapping[str, Any]) -> Experiment:
+    """The inverse of Experiment.to_json.
+
+    Raises:
+        ConfigError: an unknown key or a value of another type; says which, and what exists.
+    """
+    try:
+        return pydantic.TypeAdapter(Experiment).validate_python(values)
+    except pydantic.ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, found['loc']))}: {found['msg']}, found {found['input']!r}"
+            for found in error.errors()
+        ]
+        raise ConfigError("; ".join(problems)) from error
+
+
+def override(experiment: Experiment, settings: Sequence[str]) -> Experiment:
+    """The experiment with "key=value" settings applied, e.g. "run.global_batch=64"; values as in JSON or plain text.
+
+    Raises:
+        ConfigError: no "=", an unknown key (lists what exists) or a value of another type.
+    """
+    values = experiment.to_json()
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: expected key=value, e.g. run.global_batch=64")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        _place(values, key, value)
+    return from_json(values)
+
+
+def _place(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; options of model, schedule and optimizer are free, all other keys must exist."""
+    *groups, last = key.split(".")
+    inner: Any = values
+    for group in groups:
+        inner = inner.get(group) if isinstance(inner, dict) else None
+    free = bool(groups) and groups[-1].endswith("options")
+    if not isinstance(inner, dict) or not (free or last in inner):
+        known = list(_keys(values))
+        raise ConfigError(
+            f"unknown key {key!r}{_nearest(key, known)}; there are {', '.join(known)}"
+        )
+    inner[last] = value
+
+
+def _keys(values: Mapping[str, Any], prefix: str = "") -> Sequence[str]:
+    keys: list[str] = []
+    for name, value in values.items():
+        if name.endswith("options"):
+            keys.append(f"{prefix}{name}.*")
+        elif isinstance(value, dict):
+            keys += _keys(value, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def with_global_batch(experiment: Experiment, world_size: int) -> Experiment:
+    """The experiment with run.global_batch set, from run.local_batch where that is given; checked against the ranks.
+
+    Raises:
+        ConfigError: neither or both are given, or the ranks do not divide the global batch: names both numbers and
+            the nearest that fit.
+    """
+    run = experiment.run
+    if (run.global_batch is None) == (run.local_batch is None):
+        raise ConfigError(
+            f"run.global_batch is {run.global_batch} and run.local_batch is {run.local_batch}: give exactly one"
+        )
+    global_batch = run.global_batch or (run.local_batch or 0) * world_size
+    if global_batch % world_size:
+        below = global_batch // world_size * world_size
+        nearest = " or ".join(str(n) for n in (below, below + world_size) if n)
+        raise ConfigError(
+            f"a global batch of {global_batch} cannot be shared by {world_size} ranks; nearest that fit: {nearest}"
+        )
+    run = dataclasses.replace(run, global_batch=global_batch, local_batch=None)
+    return dataclasses.replace(experiment, run=run)
+
+
+def num_steps(experiment: Experiment, steps_per_epoch: int) -> int:
+    """Steps in all.
+
+    Raises:
+        ConfigError: neither or both of run.steps and run.epochs are given.
+    """
+    run = experiment.run
+    if (run.steps is None) == (run.epochs is None):
+        raise ConfigError(
+            f"run.steps is {run.steps} and run.epochs is {run.epochs}: give exactly one"
+        )
+    return run.steps if run.steps is not None else (run.epochs or 0) * steps_per_epoch
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90", "90s", "15m", "4h", "1h30m" or Slurm's "04:00:00".
+
+    Raises:
+        ConfigError: anything else.
+    """
+    import re
+
+    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    if clock:
+        days, hours, minutes, seconds = (int(group or 0) for group in clock.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    words = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    if words and text:
+        hours, minutes, seconds = (float(group or 0) for group in words.groups())
+        total = hours * 3600 + minutes * 60 + seconds
+        if total > 0 and math.isfinite(total):
+            return total
+    raise ConfigError(f"{text!r} is no duration; examples: 90s, 15m, 4h, 1h30m, 04:00:00")

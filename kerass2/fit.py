@@ -1,0 +1,318 @@
+"""`python -m kerass2.fit`: train an experiment on one process or on many ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kerass2 import cli, config, ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import keras
+
+    from data_pipelines.spec import Source
+    from kerass2.logs import NoLog, TrainingLog
+    from strategies.base import Strategy
+
+DEFAULT_EXPERIMENT = "superres_20m_compact"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A training run, checked before any rank starts."""
+
+    experiment: config.Experiment
+    """With run.global_batch set."""
+    data: pathlib.Path
+    """Prepared data set."""
+    data_message: str
+    """What the data are, for plan and report."""
+    workdir: pathlib.Path
+    """Where results go."""
+    resume: bool = False
+    """Go on from the last checkpoint."""
+    overwrite: bool = False
+    """Delete earlier results."""
+    max_seconds: float = math.inf
+    """Training time after which to stop [s]."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("experiment", required=False)
+@ranks.options(default="single")
+@click.option(
+    "--data", help="Folder made by kerass2.prepare, or 'synthetic'; default: the real sample."
+)
+@click.option(
+    "--workdir", type=click.Path(path_type=pathlib.Path), help="Default: runs/EXPERIMENT."
+)
+@click.option(
+    "--epochs", type=click.IntRange(min=1), help="Passes over the training split, in all."
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Steps, in all.")
+@click.option("--max-time", help="Training time after which to stop, evaluate and save, e.g. 4h.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the workdir.")
+@click.option("--overwrite", is_flag=True, help="Delete the results in the workdir first.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="E.g. run.global_batch=64."
+)
+def main(
+    experiment: str | None,
+    strategy: str,
+    workers: int | None,
+    data: str | None,
+    workdir: pathlib.Path | None,
+    epochs: int | None,
+    steps: int | None,
+    max_time: str | None,
+    resume: bool,
+    overwrite: bool,
+    settings: tuple[str, ...],
+) -> None:
+    """Train EXPERIMENT (default: superres_20m_compact) and leave model.keras in the workdir.
+
+    Under mpirun, horovodrun or srun the same command is one rank of their job.
+    """
+    if resume and overwrite:
+        raise config.ConfigError("--resume and --overwrite exclude each other: give one of them")
+    if epochs and steps:
+        raise config.ConfigError(f"--epochs {epochs} and --steps {steps}: give one of them")
+    name = experiment or DEFAULT_EXPERIMENT
+    workdir = workdir or pathlib.Path("runs") / name
+    chosen = _choose(experiment, workdir, resume)
+    if epochs or steps:
+        run = dataclasses.replace(chosen.run, epochs=epochs, steps=steps)
+        chosen = dataclasses.replace(chosen, run=run)
+    chosen = config.override(chosen, settings)
+    chosen = config.with_global_batch(chosen, ranks.world_size(strategy, workers))
+    limit = math.inf if max_time is None else config.parse_duration(max_time)
+    job = _check(chosen, data, workdir, resume=resume, overwrite=overwrite, max_seconds=limit)
+    fit(job, ranks.start(strategy, workers))
+
+
+def _choose(name: str | None, workdir: pathlib.Path, resume: bool) -> config.Experiment:
+    """The experiment named, or on --resume with no name the one that the workdir holds."""
+    from kerass2 import workdir as folder
+
+    saved = workdir / folder.EXPERIMENT
+    if resume and name is None and saved.exists():
+        return config.read(saved)
+    return config.load(name or DEFAULT_EXPERIMENT)
+
+
+def _check(
+    experiment: config.Experiment,
+    data: str | None,
+    workdir: pathlib.Path,
+    *,
+    overwrite: bool,
+    resume: bool,
+    **rest: Any,
+) -> Job:
+    """Everything that can be wrong with workdir or data, found before ranks start."""
+    from data_pipelines import batching, sample, tfrecord, transforms
+    from data_pipelines.spec import DataError
+    from kerass2 import workdir as folder
+
+    unknown = [name for name in experiment.data.augment if name not in transforms.TRANSFORMS]
+    if unknown:
+        there = ", ".join(transforms.TRANSFORMS)
+        raise config.ConfigError(f"data.augment: no transform {unknown[0]!r}; there are: {there}")
+    if not overwrite:
+        experiment = folder.check(workdir, experiment, resume=resume)
+    path, message = sample.resolve(data, experiment.data.task)
+    source = tfrecord.open_source(path, "train")
+    if source.spec.task != experiment.data.task:
+        raise DataError(
+            f"{path} holds {source.spec.describe()}; experiment {experiment.name} needs {experiment.data.task}"
+        )
+    steps_per_epoch = batching.num_steps(len(source), experiment.run.global_batch or 1)
+    config.num_steps(experiment, steps_per_epoch)
+    return Job(experiment, path, message, workdir, resume, overwrite, **rest)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """What one rank trains."""
+
+    model: keras.Model
+    optimizer: keras.optimizers.Optimizer
+    source: Source
+    global_batch: int
+    num_steps: int
+
+
+def fit(job: Job, strategy: Strategy) -> None:
+    """Train as this rank of `strategy`; rank 0 writes the workdir. Every rank calls it.
+
+    Raises:
+        DataError: data or checkpoint are damaged, or the model does not fit the data.
+        TrainingError: the loss is not finite.
+    """
+    from kerass2 import checkpoint, losses, precision, train
+    from kerass2 import workdir as folder
+    from kerass2.steps.tensorflow import build_step
+
+    run = dataclasses.replace(
+        job.experiment.run, precision=precision.resolve(job.experiment.run.precision, strategy)
+    )
+    job = dataclasses.replace(job, experiment=dataclasses.replace(job.experiment, run=run))
+    # All that the experiment names is made before anything is written.
+    training = _build(job, strategy)
+    model, optimizer = training.model, training.optimizer
+    loss = losses.get(job.experiment.loss)
+    checkpoints = job.workdir / folder.CHECKPOINTS
+    first_step, seconds = 0, 0.0
+    if job.resume and checkpoint.find(checkpoints):
+        state = checkpoint.restore(checkpoint.find(checkpoints)[0], model, optimizer)
+        first_step, seconds = state["step"], state["seconds"]
+    batches = _batches(job, strategy, training, first_step)
+    strategy.start(model, optimizer)
+    if strategy.is_chief:
+        data = {"data": str(job.data), "description": job.data_message}
+        folder.begin(job.workdir, job.experiment, data, clear=not job.resume)
+        _print_plan(job, strategy, training, first_step)
+    begin = time.monotonic() - seconds
+
+    def save(done: int) -> None:
+        strategy.average_statistics(model)
+        if strategy.is_chief:
+            elapsed = time.monotonic() - begin
+            checkpoint.save(checkpoints, done, model, optimizer, keep=run.keep, seconds=elapsed)
+
+    with _open_log(job, strategy, training, first_step, seconds) as log:
+        if first_step < training.num_steps:
+            first_step = train.train(
+                step=build_step(
+                    strategy, model, optimizer, loss, training.global_batch, xla=run.xla
+                ),
+                batches=batches,
+                first_step=first_step,
+                num_steps=training.num_steps,
+                checkpoint_every=run.checkpoint_every,
+                save=save,
+                log=log,
+                deadline=begin + job.max_seconds,
+                loss_may_overflow=run.precision == "float16",
+            )
+        _finish(job, strategy, training, first_step, log)
+
+
+def _build(job: Job, strategy: Strategy) -> _Training:
+    """Model and optimizer in the strategy's scope, and the data they are for."""
+    import keras
+
+    from data_pipelines import batching, tfrecord
+    from kerass2 import models, optimizers, precision
+    from kerass2.models.layers import synchronise_statistics
+
+    experiment, run = job.experiment, job.experiment.run
+    source = tfrecord.open_source(job.data, "train")
+    global_batch = run.global_batch or 1
+    steps_per_epoch = batching.num_steps(len(source), global_batch)
+    num_steps = config.num_steps(experiment, steps_per_epoch)
+    # Ranks may draw different weights: strategy.start gives all of them rank 0's.
+    keras.utils.set_random_seed(run.seed + strategy.rank)
+    with strategy.scope():
+        model = models.build(
+            experiment.model.name,
+            dtype=precision.POLICIES[run.precision],
+            **experiment.model.options,
+        )
+        optimizer = optimizers.build(
+            experiment.optimizer,
+            precision=run.precision,
+            global_batch=global_batch,
+            num_steps=num_steps,
+            steps_per_epoch=steps_per_epoch,
+        )
+        optimizer.build(model.trainable_variables)
+    models.check_fits(model, source.spec, str(job.data))
+    synchronise_statistics(model, strategy.sum_gradients)
+    return _Training(model, optimizer, source, global_batch, num_steps)
+
+
+def _batches(job: Job, strategy: Strategy, training: _Training, first_step: int) -> Iterable[Any]:
+    """This rank's slices of the global batches from `first_step` on."""
+    from data_pipelines import batching
+
+    return strategy.distribute(
+        lambda rank, world_size: batching.build_training_dataset(
+            training.source,
+            seed=job.experiment.run.seed,
+            global_batch=training.global_batch,
+            rank=rank,
+            world_size=world_size,
+            start_step=first_step,
+            stop_step=training.num_steps,
+            augment=job.experiment.data.augment,
+        )
+    )
+
+
+def _open_log(
+    job: Job, strategy: Strategy, training: _Training, first_step: int, seconds: float
+) -> TrainingLog | NoLog:
+    from kerass2 import logs
+
+    if not strategy.is_chief:
+        return logs.NoLog()
+    return logs.TrainingLog(
+        job.workdir,
+        every=job.experiment.run.log_every,
+        first_step=first_step,
+        num_steps=training.num_steps,
+        global_batch=training.global_batch,
+        seconds=seconds,
+        learning_rate=lambda: float(training.optimizer.learning_rate),
+    )
+
+
+def _finish(
+    job: Job, strategy: Strategy, training: _Training, done: int, log: TrainingLog | NoLog
+) -> None:
+    """Validate on all ranks, and save the model."""
+    from data_pipelines import tfrecord
+    from data_pipelines.files import replacing
+    from kerass2 import evaluate
+    from kerass2 import workdir as folder
+
+    if tfrecord.read_manifest(job.data).splits.get("validation"):
+        source = tfrecord.open_source(job.data, "validation")
+        scores = evaluate.evaluate_model(training.model, source, strategy)
+        rmse = {method: values["rmse"]["mean"] for method, values in scores["methods"].items()}
+        log.event(done, validation_rmse=rmse["model"], validation_rmse_bicubic=rmse["bicubic"])
+        if strategy.is_chief:
+            click.echo(
+                f"validation RMSE {rmse['model']:.2f} DN, bicubic {rmse['bicubic']:.2f} DN ({len(source)} patches)"
+            )
+    if strategy.is_chief:
+        with replacing(job.workdir / folder.MODEL) as temporary:
+            training.model.save(temporary)
+        click.echo(f"{done} steps; model: {job.workdir / folder.MODEL}")
+
+
+def _print_plan(job: Job, strategy: Strategy, training: _Training, first_step: int) -> None:
+    run, size = job.experiment.run, strategy.world_size
+    batch = training.global_batch
+    lines = {
+        "experiment": f"{job.experiment.name} -> {job.workdir}",
+        "data": f"{job.data_message} ({len(training.source)} training patches)",
+        "model": f"{job.experiment.model.name}, {training.model.count_params():,} parameters, {run.precision}",
+        "ranks": f"{size}, strategy {strategy.name}",
+        "batch": f"{batch} patches a step, {batch // size} on each rank",
+        "steps": f"{training.num_steps}" + (f", resuming after {first_step}" if first_step else ""),
+    }
+    for name, text in lines.items():
+        click.echo(f"{name:>10}  {text}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,80 @@
+"""What every command that runs on ranks shares: its options, and the start of the ranks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from kerass2.config import ConfigError
+from strategies import STRATEGIES, launch
+from strategies.cluster import detect
+
+if TYPE_CHECKING:
+    from strategies.base import Strategy
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def options(default: str) -> Callable[[_Command], _Command]:
+    """The options --strategy and --workers."""
+
+    def add(command: _Command) -> _Command:
+        command = click.option(
+            "--workers",
+            type=click.IntRange(min=1),
+            help="Ranks to start here; default: one per GPU, else 2.",
+        )(command)
+        return click.option(
+            "--strategy",
+            type=click.Choice(list(STRATEGIES)),
+            default=default,
+            show_default=True,
+            help="How one step spreads over ranks.",
+        )(command)
+
+    return add
+
+
+def world_size(strategy: str, workers: int | None) -> int:
+    """Ranks that this command line asks for, or that the launcher around it has started.
+
+    Raises:
+        ConfigError: --workers contradicts the strategy or the launcher.
+    """
+    cluster = detect(os.environ)
+    if strategy == "single":
+        if workers not in (None, 1):
+            raise ConfigError(
+                f"--workers {workers} with --strategy single; choose horovod or multiworker"
+            )
+        return 1
+    if cluster.launcher == "none":
+        return workers or launch.default_workers()
+    if workers not in (None, cluster.world_size):
+        raise ConfigError(
+            f"--workers {workers}, but {cluster.launcher} has started {cluster.world_size} ranks"
+        )
+    return cluster.world_size
+
+
+def start(strategy: str, workers: int | None) -> Strategy:
+    """This process' rank. Outside a launcher, a distributed strategy's ranks are started and waited for instead.
+
+    Every rank then runs this process' own command line again, and this call does not return.
+    """
+    import strategies
+
+    ranks = world_size(strategy, workers)
+    if not launch.needed(strategy):
+        return strategies.get(strategy)
+    cores = len(os.sched_getaffinity(0))
+    if ranks > cores:
+        click.echo(
+            f"warning: {ranks} workers share {cores} cores and will be slower for it", err=True
+        )
+    code = launch.run([sys.executable, *sys.orig_argv[1:]], strategy=strategy, workers=ranks)
+    raise SystemExit(code)

@@ -1,0 +1,1 @@
+"""One compiled training step for each Keras backend; train.py calls it."""

@@ -1,0 +1,73 @@
+"""THE loop. The step is a callable given to it, so that each Keras backend and strategy brings its own."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+Step = Callable[[Mapping[str, Any], bool], dict[str, float]]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names step and reason."""
+
+
+class Log(Protocol):
+    """Told of each step, on every rank."""
+
+    def step(self, done: int, loss: float) -> None:
+        """`done` steps are complete; the last one's global loss was `loss`."""
+        ...
+
+
+def train(
+    *,
+    step: Step,
+    batches: Iterable[Mapping[str, Any]],
+    first_step: int,
+    num_steps: int,
+    checkpoint_every: int,
+    save: Callable[[int], None],
+    log: Log,
+    deadline: float = math.inf,
+    loss_may_overflow: bool = False,
+) -> int:
+    """Train from step `first_step` up to `num_steps`, or until the first rank reaches its deadline.
+
+    Every rank runs this loop over its own slices of the same global batches and leaves it at the same step.
+
+    Args:
+        step: (batch, this rank wants to stop) -> global "loss" and the number of ranks that want to "stop".
+        batches: This rank's batches, beginning with that of step `first_step`.
+        first_step: Steps that are done already.
+        num_steps: Steps in all.
+        checkpoint_every: Steps between calls of `save`.
+        save: Called on every rank with the number of steps done.
+        log: Told of each step.
+        deadline: time.monotonic() after which to stop.
+        loss_may_overflow: True in float16, where the loss scale's finite check handles it.
+
+    Returns:
+        Steps done in all.
+
+    Raises:
+        TrainingError: the loss is not finite; the last checkpoint is then that of an earlier step.
+    """
+    done = first_step
+    for batch in batches:
+        values = step(batch, time.monotonic() >= deadline)
+        done += 1
+        if not math.isfinite(values["loss"]) and not loss_may_overflow:
+            raise TrainingError(
+                f"the loss is {values['loss']} at step {done}; checkpoints of earlier steps are kept. "
+                "A smaller learning rate or optimizer.options.global_clipnorm may help"
+            )
+        log.step(done, values["loss"])
+        if values["stop"] or done == num_steps:
+            break
+        if done % checkpoint_every == 0:
+            save(done)
+    save(done)
+    return done

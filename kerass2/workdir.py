@@ -1,0 +1,92 @@
+"""The folder of one training run: what lies in it, and whose results it may take.
+
+experiment.json  the experiment, resolved       data.json    the data set and what it is
+log.jsonl        one line every few steps       tensorboard  the same for TensorBoard
+checkpoints      for --resume                   model.keras  the trained model
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+from typing import Any
+
+from data_pipelines.files import replacing
+from data_pipelines.spec import DataError, json_text
+from kerass2 import config
+
+EXPERIMENT, DATA, LOG, MODEL = "experiment.json", "data.json", "log.jsonl", "model.keras"
+EVALUATION, REPORT = "evaluation.json", "report.html"
+TENSORBOARD, CHECKPOINTS = "tensorboard", "checkpoints"
+RESULTS = (EXPERIMENT, DATA, LOG, MODEL, EVALUATION, REPORT, TENSORBOARD, CHECKPOINTS)
+
+# A run may be made longer or shorter, and be kept and logged otherwise, without becoming another experiment.
+_FREE = {"steps": None, "epochs": None, "checkpoint_every": 1, "keep": 1, "log_every": 1}
+
+
+def check(
+    workdir: pathlib.Path, experiment: config.Experiment, *, resume: bool
+) -> config.Experiment:
+    """The experiment to run in `workdir`; on resume, with what its first session has resolved ("auto").
+
+    Raises:
+        DataError: the folder holds results of another experiment, or of this one without `resume`.
+    """
+    if not (workdir / EXPERIMENT).exists():
+        return experiment
+    old = config.read(workdir / EXPERIMENT)
+    if experiment.run.precision == "auto":
+        run = dataclasses.replace(experiment.run, precision=old.run.precision)
+        experiment = dataclasses.replace(experiment, run=run)
+    differences = _differences(_essence(old), _essence(experiment))
+    if differences:
+        raise DataError(
+            f"{workdir} holds results of another experiment ({', '.join(differences)}): "
+            "choose another --workdir, or --overwrite"
+        )
+    if not resume:
+        raise DataError(
+            f"{workdir} holds results of this experiment: --resume to go on, or --overwrite"
+        )
+    return experiment
+
+
+def begin(
+    workdir: pathlib.Path, experiment: config.Experiment, data: dict[str, Any], *, clear: bool
+) -> None:
+    """Write experiment.json and data.json; with `clear`, delete what an earlier run has left."""
+    if clear:
+        for name in RESULTS:
+            path = workdir / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    write_json(workdir / DATA, data)
+    write_json(workdir / EXPERIMENT, experiment.to_json())
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write JSON that appears under its name when it is complete."""
+    with replacing(path) as temporary:
+        temporary.write_text(json_text(value))
+
+
+def _essence(experiment: config.Experiment) -> dict[str, Any]:
+    run = dataclasses.replace(experiment.run, **_FREE)
+    return _flat(dataclasses.replace(experiment, run=run).to_json())
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    items: dict[str, Any] = {}
+    for key, value in values.items():
+        items |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return items
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key)} there, {new.get(key)} here" for key in keys]

@@ -1,0 +1,241 @@
+"""kerass2.fit as a user runs it: real processes, files left behind, the same weights by every road, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+TINY = ("--set", "model.options.filters=8", "--set", "model.options.blocks=2", "--set", "run.precision=float32")
+SHORT = (*TINY, "--set", "run.global_batch=12", "--set", "run.log_every=1")
+STRATEGIES = ("single", "horovod", "multiworker")
+
+
+def need(strategy: str) -> None:
+    if strategy == "horovod":
+        pytest.importorskip("horovod", reason="Horovod is not built here")
+
+
+def weights(workdir: pathlib.Path) -> np.ndarray:
+    """All weights of the newest checkpoint in one vector."""
+    path = max((workdir / "checkpoints").glob("step-*.npz"))
+    with np.load(path) as file:
+        return np.concatenate([file[name].ravel() for name in sorted(file.files) if name.startswith("model/")])
+
+
+def log_lines(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+
+
+def fit(run_command, prepared, workdir, *arguments, **environment):
+    return run_command("fit", "--data", prepared, "--workdir", workdir, *SHORT, *arguments, **environment)
+
+
+@pytest.fixture(scope="module")
+def trained(run_command, prepared, tmp_path_factory):
+    """Strategy -> workdir after 12 steps, the same experiment by each."""
+    folders = {}
+
+    def train(strategy: str) -> pathlib.Path:
+        need(strategy)
+        if strategy not in folders:
+            folder = tmp_path_factory.mktemp(strategy) / "work"
+            result = fit(run_command, prepared, folder, "--steps", 12, "--strategy", strategy)
+            assert result.returncode == 0, result.stderr
+            folders[strategy] = folder, result
+        return folders[strategy]
+
+    return train
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_leaves_everything_in_the_workdir(trained, strategy):
+    workdir, result = trained(strategy)
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {"experiment.json", "data.json", "log.jsonl", "tensorboard", "checkpoints", "model.keras"}
+    lines = [line for line in log_lines(workdir) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert all(line.keys() == {"step", "loss", "learning_rate", "patches_per_second", "seconds"} for line in lines)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert any((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    ranks = 1 if strategy == "single" else 2
+    assert f"ranks  {ranks}, strategy {strategy}" in result.stdout
+    assert f"12 patches a step, {12 // ranks} on each rank" in result.stdout
+    assert "12/12" in result.stdout
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_ranks_give_the_weights_of_one_process(trained, strategy):
+    one, two = weights(trained("single")[0]), weights(trained(strategy)[0])
+    assert np.linalg.norm(two - one) / np.linalg.norm(one) <= 1e-5
+    losses = [[line["loss"] for line in log_lines(trained(s)[0]) if "loss" in line] for s in ("single", strategy)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_the_saved_experiment_is_resolved(trained):
+    values = json.loads((trained("single")[0] / "experiment.json").read_text())
+    assert values["run"]["global_batch"] == 12
+    assert values["run"]["precision"] == "float32"
+    assert "strategy" not in json.dumps(values)
+
+
+def start(prepared, workdir, *arguments) -> subprocess.Popen:
+    command = [sys.executable, "-m", "kerass2.fit", "--data", str(prepared), "--workdir", str(workdir), *SHORT]
+    return subprocess.Popen([*command, *map(str, arguments)], stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_resume_after_kill_gives_the_unbroken_weights(run_command, prepared, tmp_path, strategy):
+    need(strategy)
+    options = ("--steps", 30, "--strategy", strategy, "--set", "run.checkpoint_every=4")
+    unbroken = fit(run_command, prepared, tmp_path / "unbroken", *options)
+    assert unbroken.returncode == 0, unbroken.stderr
+    broken = tmp_path / "broken"
+    process = start(prepared, broken, *options)
+    step = random.Random(os.urandom(8)).randint(5, 25)
+    deadline = time.monotonic() + 120
+    while not (broken / "log.jsonl").exists() or len((broken / "log.jsonl").read_text().splitlines()) < step:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "model.keras").exists()
+    resumed = run_command("fit", "--workdir", broken, "--data", prepared, "--resume", "--strategy", strategy)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after" in resumed.stdout
+    found, expected = weights(broken), weights(tmp_path / "unbroken")
+    if strategy == "single":
+        np.testing.assert_array_equal(found, expected)
+    else:
+        assert np.linalg.norm(found - expected) / np.linalg.norm(expected) <= 1e-6
+    steps = [line["step"] for line in log_lines(broken) if "loss" in line]
+    assert steps == list(range(1, 31))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_max_time_ends_all_ranks_at_the_same_step(run_command, prepared, tmp_path, strategy):
+    need(strategy)
+    begin = time.monotonic()
+    result = fit(
+        run_command, prepared, tmp_path / "w", "--steps", 10**6, "--max-time", "2s", "--strategy", strategy
+    )
+    assert result.returncode == 0, result.stderr
+    assert time.monotonic() - begin < 90
+    assert (tmp_path / "w" / "model.keras").exists()
+    last = log_lines(tmp_path / "w")[-1]
+    assert "validation_rmse" in last
+    assert f"{last['step']} steps" in result.stdout
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_loss_that_is_not_finite_stops_all_ranks(run_command, prepared, tmp_path, strategy):
+    need(strategy)
+    explode = ("--set", "optimizer.name=sgd", "--set", "optimizer.schedule=constant", "--set", "run.checkpoint_every=1")
+    result = fit(
+        run_command, prepared, tmp_path / "w", "--steps", 50, "--strategy", strategy,
+        *explode, "--set", "optimizer.learning_rate=1e25",
+    )  # fmt: skip
+    assert result.returncode == 1, result.stderr
+    assert "the loss is" in result.stderr.splitlines()[-1]
+    step = int(result.stderr.rsplit("at step ", 1)[1].split(";")[0])
+    saved = [path.name for path in (tmp_path / "w" / "checkpoints").iterdir()]
+    assert max(saved) == f"step-{step - 1:08d}.npz"
+    assert not (tmp_path / "w" / "model.keras").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["superes"], 2, "unknown experiment 'superes'.*dsen2_20m.*superres_20m"),
+        (["--strategy", "ring"], 2, "'single', 'horovod', 'multiworker'"),
+        (["--set", "run.globel_batch=4"], 2, "unknown key 'run.globel_batch'.*run.global_batch"),
+        (["--set", "run.seed=first"], 2, "run.seed.*integer.*found 'first'"),
+        (["--set", "run.local_batch=4"], 2, "run.global_batch is 12 and run.local_batch is 4"),
+        (["--set", "model.name=s3x"], 2, "unknown model 's3x'.*dsen2.*s2x"),
+        (["--set", "model.options.depth=3"], 2, "no option depth.*filters"),
+        (["--set", "loss=l3"], 2, "unknown loss 'l3'.*l1"),
+        (["--set", "optimizer.schedule=step"], 2, "unknown schedule 'step'.*modified_linear"),
+        (["--set", "optimizer.options.speed=3"], 2, "optimizer.*speed"),
+        (["--set", 'data.augment=["rotate"]'], 2, "rotate.*dihedral"),
+        (["--set", "data.task=superres_60m"], 1, "superres_20m: input gsd10.*needs superres_60m"),
+        (["--steps", "3", "--epochs", "2"], 2, "--epochs 2 and --steps 3"),
+        (["--resume", "--overwrite"], 2, "exclude each other"),
+        (["--max-time", "soon"], 2, "'soon' is no duration"),
+        (["--strategy", "multiworker", "--workers", "5"], 2, "batch of 12 cannot be shared by 5 ranks.*10 or 15"),
+        (["--strategy", "single", "--workers", "2"], 2, "--workers 2 with --strategy single"),
+        (["--set", "run.global_batch=100000"], 1, "100000"),
+        (["--data", "nowhere"], 1, "nowhere"),
+    ],
+)
+def test_wrong_command_lines(run_command, prepared, tmp_path, arguments, code, message):
+    result = fit(run_command, prepared, tmp_path / "w", *arguments)
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    assert re.search(message, result.stderr.replace("\n", " ")), result.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_results_are_kept_unless_asked(trained, run_command, prepared, tmp_path):
+    workdir = tmp_path / "w"
+    shutil.copytree(trained("single")[0], workdir)
+    before = weights(workdir)
+    same = fit(run_command, prepared, workdir, "--steps", 12)
+    assert same.returncode == 1
+    assert "--resume to go on, or --overwrite" in same.stderr
+    other = fit(run_command, prepared, workdir, "--steps", 12, "--set", "loss=l2")
+    assert other.returncode == 1
+    assert "another experiment (loss: l1 there, l2 here)" in other.stderr
+    np.testing.assert_array_equal(weights(workdir), before)
+    resumed = fit(run_command, prepared, workdir, "--steps", 14, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    again = fit(run_command, prepared, workdir, "--steps", 2, "--overwrite")
+    assert again.returncode == 0, again.stderr
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["step-00000002.npz"]
+
+
+def damage(folder: pathlib.Path, how: str) -> None:
+    shard = next(folder.glob("train-*.tfrecord"))
+    data = bytearray(shard.read_bytes())
+    if how == "flipped":
+        for position in range(1000, len(data), 5000):  # some byte of every record
+            data[position] ^= 0x10
+        shard.write_bytes(data)
+    elif how == "cut":
+        shard.write_bytes(data[:-100])
+    else:
+        shard.unlink()
+
+
+@pytest.mark.parametrize("strategy", ["single", "multiworker"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
+def test_a_damaged_shard_is_named(run_command, prepared, tmp_path, how, strategy):
+    shutil.copytree(prepared, tmp_path / "data")
+    damage(tmp_path / "data", how)
+    result = fit(run_command, tmp_path / "data", tmp_path / "w", "--steps", 5, "--strategy", strategy)
+    assert result.returncode == 1, result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert "error:" in last
+    assert "train-00000.tfrecord" in last
+    assert how != "flipped" or "record" in last
+    assert not (tmp_path / "w" / "model.keras").exists()
+
+
+def test_more_workers_than_cores_is_said(run_command, prepared, tmp_path):
+    workers = len(os.sched_getaffinity(0)) + 1
+    result = fit(
+        run_command, prepared, tmp_path / "w", "--steps", 2, "--strategy", "multiworker",
+        "--workers", workers, "--set", f"run.global_batch={workers}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert f"warning: {workers} workers share {workers - 1} cores" in result.stderr

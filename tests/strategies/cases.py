@@ -1,0 +1,69 @@
+"""What the equality tests train: networks, optimizers, data. Shared by ranks and reference; imports no strategy."""
+
+from __future__ import annotations
+
+import itertools
+
+import keras
+import numpy as np
+
+from kerass2 import models
+from kerass2.models.layers import SyncBatchNormalization
+
+STEPS = 10
+GLOBAL_BATCH = 12  # shared evenly by 2 and by 3 ranks
+MODELS = ("s2x", "dsen2", "batch_norm", "batch_norm_synchronised")
+OPTIMIZERS = ("adam", "sgd")
+CLIPS = (None, 0.05)
+CASES = tuple(itertools.product(MODELS, OPTIMIZERS, CLIPS))
+
+
+def build_model(name: str, *, reference: bool = False) -> keras.Model:
+    """A small network; the reference of synchronised statistics is Keras' own layer on the whole batch."""
+    if name in ("s2x", "dsen2"):
+        model = models.build(name, filters=8, blocks=2)
+        for variable in model.trainable_variables:
+            if variable.name == "gamma":
+                variable.assign(np.full(variable.shape, 0.1, np.float32))  # so that attention takes part
+        return model
+    synchronised = name == "batch_norm_synchronised" and not reference
+    normalise = SyncBatchNormalization if synchronised else keras.layers.BatchNormalization
+    fine = keras.Input((None, None, 4), name="gsd10")
+    coarse = keras.Input((None, None, 6), name="gsd20")
+    x = keras.layers.Conv2D(8, 3, padding="same", use_bias=False, kernel_regularizer=keras.regularizers.L2(1e-3), name="c1")(fine)
+    x = normalise(momentum=0.9, name="n1")(x)
+    x = keras.layers.ReLU(name="r1")(x)
+    x = keras.layers.Conv2D(8, 3, padding="same", use_bias=False, name="c2")(x)
+    x = normalise(momentum=0.9, name="n2")(x)
+    x = keras.layers.Conv2D(6, 1, name="c4")(x)
+    return keras.Model({"gsd10": fine, "gsd20": coarse}, {"superres_20m": x})
+
+
+def build_optimizer(name: str, clip: float | None) -> keras.optimizers.Optimizer:
+    """Adam or SGD with Nesterov momentum; clip is the norm to which the summed gradient is clipped."""
+    if name == "adam":
+        return keras.optimizers.Adam(1e-3, global_clipnorm=clip)
+    return keras.optimizers.SGD(1e-2, momentum=0.9, nesterov=True, global_clipnorm=clip)
+
+
+def initial_weights(model: keras.Model) -> list[np.ndarray]:
+    """The model's weights, drawn anew by numpy: the same in every process, whatever Keras' seed."""
+    rng = np.random.default_rng(7)
+    return [
+        np.asarray(v) if np.asarray(v).ndim < 2 else (0.2 * rng.standard_normal(v.shape)).astype(np.float32)
+        for v in model.trainable_variables
+    ]
+
+
+def global_batch(step: int) -> dict[str, dict[str, np.ndarray]]:
+    """The whole batch of a step: reflectances (12, 8, 8, band), different in every patch."""
+    rng = np.random.default_rng(1000 + step)
+    brightness = np.linspace(0.2, 2.0, GLOBAL_BATCH, dtype=np.float32)[:, None, None, None]
+
+    def draw(size: int, bands: int) -> np.ndarray:
+        return brightness * rng.gamma(4.0, 0.05, (GLOBAL_BATCH, size, size, bands)).astype(np.float32)
+
+    return {
+        "inputs": {"gsd10": draw(8, 4), "gsd20": draw(4, 6)},
+        "targets": {"superres_20m": draw(8, 6)},
+    }

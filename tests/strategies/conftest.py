@@ -1,0 +1,6 @@
+"""The ranks' scripts in this folder are programs of their own; the tests share `cases` with them."""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))

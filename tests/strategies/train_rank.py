@@ -1,0 +1,72 @@
+"""One rank of the equality tests: python train_rank.py STRATEGY OUT [broken]. Run by strategies.launch."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+import cases
+import keras
+import numpy as np
+import tensorflow as tf
+
+import strategies
+from kerass2 import losses
+from kerass2.models.layers import synchronise_statistics
+from kerass2.steps.tensorflow import build_step
+
+
+def train(strategy: strategies.Strategy, name: str, optimizer_name: str, clip: float | None) -> list[np.ndarray]:
+    keras.utils.set_random_seed(strategy.rank)
+    with strategy.scope():
+        model = cases.build_model(name)
+        optimizer = cases.build_optimizer(optimizer_name, clip)
+        optimizer.build(model.trainable_variables)
+    if strategy.is_chief:  # the others keep what their own seed gave them
+        for variable, value in zip(model.trainable_variables, cases.initial_weights(model), strict=True):
+            if variable.name != "gamma":
+                variable.assign(value)
+    if strategy.name == "multiworker":  # variables are mirrored when they are made, so all ranks assign
+        for variable, value in zip(model.trainable_variables, cases.initial_weights(model), strict=True):
+            if variable.name != "gamma":
+                variable.assign(value)
+    synchronise_statistics(model, strategy.sum_gradients)
+    strategy.start(model, optimizer)
+
+    def make(rank: int, size: int) -> tf.data.Dataset:
+        share = cases.GLOBAL_BATCH // size
+
+        def batches():
+            for step in range(cases.STEPS):
+                whole = cases.global_batch(step)
+                yield tf.nest.map_structure(lambda a: a[rank * share : (rank + 1) * share], whole)
+
+        signature = tf.nest.map_structure(
+            lambda a: tf.TensorSpec((share, *a.shape[1:]), tf.float32), cases.global_batch(0)
+        )
+        return tf.data.Dataset.from_generator(batches, output_signature=signature)
+
+    step = build_step(strategy, model, optimizer, losses.get("l1"), cases.GLOBAL_BATCH)
+    for batch in strategy.distribute(make):
+        step(batch, False)
+    strategy.average_statistics(model)
+    return [np.asarray(variable) for variable in model.variables]
+
+
+def main() -> None:
+    name, out, *rest = sys.argv[1:]
+    strategy = strategies.get(name)
+    chosen = cases.CASES
+    if rest == ["broken"]:
+        strategy.sum_gradients = list
+        chosen = [("dsen2", "sgd", None)]
+    results = {}
+    for case in chosen:
+        for index, value in enumerate(train(strategy, *case)):
+            results[f"{'/'.join(map(str, case))}/{index:03d}"] = value
+    np.savez(pathlib.Path(out) / f"rank{strategy.rank}.npz", **results)
+    strategy.sum(np.zeros(1))  # leave together
+
+
+if __name__ == "__main__":
+    main()
