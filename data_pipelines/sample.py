@@ -1,0 +1,219 @@
+"""The data of a command that names none: real BigEarthNet patches, fetched and converted once.
+
+The wheel configilm 0.7.1 (MIT; the patches CDLA-Permissive-1.0) carries 24 patches of BigEarthNet
+v2 for its own tests. pip fetches it, by its hash, from whatever index pip is set up for. Of the 24,
+the 6 that BigEarthNet lists as covered by snow, cloud or shadow are left out. The wheel's v1
+patches are pickled: never opened.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+
+from data_pipelines import files
+from data_pipelines.spec import DataError
+
+# In the names of the prepared folders: raise it when their content changes.
+VERSION = 1
+WHEEL = "configilm-0.7.1-py3-none-any.whl"
+REQUIREMENT = "configilm==0.7.1"
+SHA256 = "54e8c2424c55bb4e68dfda07593e155e9ecfa6c60b50585c4b378076934cf5e3"
+_INSIDE = "configilm/extra/mock_data/BENv2"
+_PIXELS = (f"{_INSIDE}/BigEarthNet-V2-LMDB/data.mdb",)
+_EXCLUDED = f"{_INSIDE}/metadata_for_patches_with_snow_cloud_or_shadow.parquet"
+
+TASK = "superres_20m"
+# 60 px cubes hold one patch of 32 px side by side, 64 at this distance; so few places need larger
+# shares for validation and test than the usual tenth.
+STRIDE = 4
+FRACTIONS = (0.6, 0.15, 0.25)
+# Made-up granules by task: edge [px of 10 m] and distance of training patches [px of the target].
+SYNTHETIC = {"superres_20m": (1536, 16), "superres_60m": (3456, 24)}
+# Without an index pip should say so soon [s].
+TIMEOUT = 120
+
+
+class _Unavailable(Exception):
+    """The sample cannot be fetched here; the text says why."""
+
+
+def cache_folder() -> pathlib.Path:
+    """Where fetched and made data are kept: KERASS2_CACHE, or the system's cache folder."""
+    chosen = os.environ.get("KERASS2_CACHE")
+    if chosen:
+        return pathlib.Path(chosen)
+    import platformdirs
+
+    return pathlib.Path(platformdirs.user_cache_dir("kerass2"))
+
+
+def resolve(data: str | None, task: str = TASK) -> tuple[pathlib.Path, str]:
+    """The data set that `--data` means, and a line that says what it is.
+
+    Args:
+        data: a folder made by kerass2.prepare, "synthetic", or None for the sample.
+        task: a key of cube.TASKS.
+
+    Returns:
+        (folder, message). Where made-up data take the sample's place the message is in capitals.
+
+    Raises:
+        DataError: no such folder, or no such task.
+    """
+    from data_pipelines import cube, tfrecord
+
+    cube.find_task(task)
+    if data == "synthetic":
+        return fetch_synthetic(task), "DATA: A SYNTHETIC GRANULE (MADE UP, NOT MEASURED)"
+    if data is not None:
+        tfrecord.read_manifest(data)
+        return pathlib.Path(data), f"data: {data}"
+    if task != TASK:
+        folder = fetch_synthetic(task)
+        return (
+            folder,
+            f"DATA: A SYNTHETIC GRANULE; THE SAMPLE'S PATCHES ARE TOO SMALL FOR {task.upper()}",
+        )
+    try:
+        return _fetch(), "data: sample of real BigEarthNet v2 patches (tile T33UUP, 2017-06-13)"
+    except _Unavailable as error:
+        message = f"THE SAMPLE IS NOT AVAILABLE ({error}): USING A SYNTHETIC GRANULE INSTEAD"
+        return fetch_synthetic(task), message.upper()
+
+
+def fetch(cache: pathlib.Path | None = None) -> pathlib.Path:
+    """The prepared sample, fetched and converted on the first call.
+
+    Raises:
+        DataError: pip cannot fetch it, or what came is damaged.
+    """
+    try:
+        return _fetch(cache)
+    except _Unavailable as error:
+        raise DataError(f"the sample is not available: {error}") from error
+
+
+def fetch_synthetic(task: str = TASK, cache: pathlib.Path | None = None) -> pathlib.Path:
+    """A prepared synthetic granule, made on the first call."""
+
+    def make(folder: pathlib.Path) -> None:
+        from data_pipelines import convert, synthetic
+
+        size, stride = SYNTHETIC[task]
+        source = synthetic.write_granule(folder.parent / "synthetic", size)
+        convert.convert(
+            lambda: convert.open_all([source]),
+            folder,
+            task,
+            stride=stride,
+            provenance={"source": "synthetic granule, made up", "version": VERSION},
+        )
+
+    return _once((cache or cache_folder()) / f"synthetic-{task}-{VERSION}", make)
+
+
+def _fetch(cache: pathlib.Path | None = None) -> pathlib.Path:
+    cache = cache or cache_folder()
+
+    def make(folder: pathlib.Path) -> None:
+        convert_wheel(_fetch_wheel(cache), folder)
+
+    return _once(cache / f"sample-{TASK}-{VERSION}", make)
+
+
+def convert_wheel(wheel: pathlib.Path, folder: pathlib.Path) -> None:
+    """Write the sample's data set from the wheel.
+
+    Raises:
+        DataError: the wheel lacks the patches.
+    """
+    from data_pipelines import bigearthnet, convert
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                for member in (*_PIXELS, _EXCLUDED):
+                    archive.extract(member, scratch)
+        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            raise DataError(f"{wheel}: expected the wheel {REQUIREMENT}: {error}") from error
+        excluded = bigearthnet.read_exclusions(pathlib.Path(scratch, _EXCLUDED))
+        pixels = pathlib.Path(scratch, _PIXELS[0]).parent
+        convert.convert(
+            lambda: bigearthnet.open_lmdb(pixels, excluded),
+            folder,
+            TASK,
+            stride=STRIDE,
+            fractions=FRACTIONS,
+            provenance={
+                "source": f"BigEarthNet v2 patches from {REQUIREMENT}",
+                "sha256": SHA256,
+                "licence": "CDLA-Permissive-1.0; contains modified Copernicus Sentinel data 2017",
+                "version": VERSION,
+            },
+        )
+
+
+def _once(target: pathlib.Path, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    """`target`, made elsewhere and renamed; of several processes the first to end wins."""
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        made = pathlib.Path(scratch, target.name)
+        make(made)
+        try:
+            made.rename(target)
+        except OSError:
+            # A folder with content is never replaced by a rename: another process was faster.
+            if not target.is_dir():
+                raise
+    return target
+
+
+def _fetch_wheel(cache: pathlib.Path) -> pathlib.Path:
+    """The wheel in the cache, its hash checked; from pip's index if it is not there yet."""
+    wheel = cache / WHEEL
+    if wheel.is_file() and _sha256(wheel) == SHA256:
+        return wheel
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".wheel.", dir=cache) as scratch:
+        fetched = _download(pathlib.Path(scratch))
+        if _sha256(fetched) != SHA256:
+            raise _Unavailable(f"{WHEEL} has another hash than expected")
+        with files.replacing(wheel) as temporary:
+            shutil.move(fetched, temporary)
+    return wheel
+
+
+def _download(folder: pathlib.Path) -> pathlib.Path:
+    """Let pip fetch the wheel into a folder; it refuses a file of another hash."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-input", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command += ["--retries=1", "--timeout=15", "--dest", str(folder), "-r", str(requirements)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise _Unavailable(f"pip did not answer within {TIMEOUT} s") from error
+    except OSError as error:
+        raise _Unavailable(f"pip cannot be started: {error}") from error
+    if done.returncode or not (folder / WHEEL).is_file():
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines
+        raise _Unavailable(f"pip download {REQUIREMENT} failed: {errors[-1].strip()}")
+    return folder / WHEEL
+
+
+def _sha256(path: pathlib.Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,149 @@
+"""python -m kerass2.prepare, as a user runs it."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+import time
+
+import click.testing
+import numpy as np
+import pytest
+
+from data_pipelines import convert, cube, synthetic, tfrecord
+from data_pipelines.spec import SPLITS, DataError
+from kerass2 import prepare
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kerass2.prepare", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return synthetic.write_granule(tmp_path_factory.mktemp("granules") / "made-up", 768)
+
+
+def test_the_command(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    done = run(source, "-o", tmp_path / "out", "--stride", 32)
+    assert done.returncode == 0, done.stderr
+    counts = tfrecord.verify(tmp_path / "out")
+    assert all(counts.values())
+    for name, count in counts.items():
+        assert any(name in line and str(count) in line for line in done.stdout.splitlines())
+    manifest = tfrecord.read_manifest(tmp_path / "out")
+    assert manifest.spec.task == "superres_20m"
+    assert manifest.provenance["sources"] == [str(source)]
+    again = run(source, "-o", tmp_path / "out")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr.startswith("error: ")
+    assert "exists already" in again.stderr
+    over = run(source, "-o", tmp_path / "out", "--overwrite", "--split", "test")
+    assert over.returncode == 0, over.stderr
+    assert tfrecord.verify(tmp_path / "out") == {"train": 0, "validation": 0, "test": 144}
+
+
+def test_help_answers_at_once() -> None:
+    best = np.inf
+    for _ in range(3):
+        start = time.monotonic()
+        done = run("--help")
+        best = min(best, time.monotonic() - start)
+        assert done.returncode == 0
+    assert best < 0.5
+    assert "--task" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["nowhere", "-o", "out"], 1, "nowhere: not found"),
+        (["nowhere", "-o", "out", "--task", "zoom"], 2, "superres_20m"),
+        (["nowhere"], 2, "--output"),
+        (["-o", "out"], 2, "SOURCES"),
+        (["nowhere", "-o", "out", "--format", "zarr"], 2, "tfrecord"),
+    ],
+)
+def test_mistakes(tmp_path: pathlib.Path, arguments: list[str], code: int, text: str) -> None:
+    done = run(*(str(tmp_path / a) if a in ("nowhere", "out") else a for a in arguments))
+    assert done.returncode == code
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_choices_are_those_of_the_pipeline() -> None:
+    assert tuple(cube.TASKS) == prepare.TASKS
+    assert ("auto", *SPLITS) == prepare.SPLITS
+
+
+def test_a_big_earth_net_folder(tmp_path: pathlib.Path) -> None:
+    synthetic.write_bigearthnet(tmp_path / "ben", [(0, 0), (0, 4), (4, 0), (4, 4)])
+    arguments = [str(tmp_path / "ben"), "-o", str(tmp_path / "out"), "--stride", "4"]
+    result = click.testing.CliRunner().invoke(prepare.main, arguments)
+    assert result.exit_code == 0, result.output
+    assert tfrecord.verify(tmp_path / "out") == {"train": 128, "validation": 1, "test": 1}
+
+
+def test_few_places_are_said(tmp_path: pathlib.Path) -> None:
+    synthetic.write_bigearthnet(tmp_path / "ben", [(0, 0)])
+    arguments = [str(tmp_path / "ben"), "-o", str(tmp_path / "out")]
+    result = click.testing.CliRunner().invoke(prepare.main, arguments)
+    assert "no patches in validation, test" in result.output
+
+
+def test_examples_are_those_that_cut_gives(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    summary = convert.convert(
+        lambda: convert.open_all([source]),
+        tmp_path / "out",
+        "superres_60m",
+        patch_size=24,
+        stride=12,
+    )
+    assert summary.counts == tfrecord.verify(tmp_path / "out")
+    data = tfrecord.open_source(tmp_path / "out", "train")
+    batch = data.read([3])
+    (granule,) = convert.open_all([source])
+    y, x = (int(part[1:]) for part in str(batch["patch_id"][0]).split("/")[1].split("_"))
+    window = cube.Window(y, x, 24, 24)
+    ((_, example),) = cube.cut(granule, cube.TASKS["superres_60m"], [window])
+    for name, value in example["inputs"].items():
+        np.testing.assert_array_equal(batch["inputs"][name][0], value)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"patch_size": 1000}, "no patch fits: .*needs 1000 px of 20 m"),
+        ({"patch_size": 31}, "patch size 31"),
+        ({"stride": 3}, "stride 3: superres_20m needs a positive multiple of 2"),
+    ],
+)
+def test_impossible_cuts(
+    source: pathlib.Path, tmp_path: pathlib.Path, options: dict[str, int], text: str
+) -> None:
+    with pytest.raises(DataError, match=text):
+        convert.convert(
+            lambda: convert.open_all([source]),
+            tmp_path / "out",
+            "superres_20m",
+            **options,  # type: ignore[arg-type]
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_source_twice(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(DataError, match="two sources are named made-up"):
+        convert.convert(lambda: convert.open_all([source, source]), tmp_path / "o", "superres_20m")
+
+
+@pytest.mark.shared_data
+def test_real_scenes(shared_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    scenes = [
+        shared_data / "sr_scenes" / f"L1C_s2s_ucnn_{n}.npz" for n in ("usa", "iceland", "australia")
+    ]
+    summary = convert.convert(lambda: convert.open_all(scenes), tmp_path / "out", "superres_20m")
+    assert all(summary.counts.values())
+    assert summary.scenes == 3
