@@ -1,0 +1,260 @@
+"""`python -m kerass2.predict MODEL_OR_WORKDIR INPUT -o OUT.tif`: sharpen one granule to 10 m."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipelines.spec import DataError
+from kerass2 import cli
+
+if TYPE_CHECKING:
+    import keras
+    import xarray
+
+    from data_pipelines.granule import Granule
+
+Advance = Callable[[int], None]
+
+
+def predict_granule(
+    model: keras.Model, granule: Granule, *, window: int | None = None, batch_size: int = 8
+) -> xarray.DataArray:
+    """Sharpen a granule in memory.
+
+    Args:
+        model: a super-resolution model of kerass2.models, which takes and gives reflectance [1].
+        granule: see data_pipelines.granule.open_granules.
+        window: edge of a window [px], see tiling.build_lattice. With attention the result depends
+            on it.
+        batch_size: windows predicted at once.
+
+    Returns:
+        (band, y, x) uint16 DN at 10 m: 0 where the band to sharpen has no data, else 1 to 65535;
+        coordinate `band`, attributes `gsd`, `nodata`, `crs` and `transform` as a granule's cubes.
+
+    Raises:
+        DataError: the granule lacks what the model takes, or the model gives NaN.
+    """
+    from data_pipelines.granule import build_cube
+    from kerass2 import models
+
+    strips = predict_rows(model, granule, window=window, batch_size=batch_size)
+    bands = models.describe(model)["target_bands"]
+    return build_cube(np.concatenate(list(strips), axis=1), bands, 10, **georeference(granule))
+
+
+def predict_rows(
+    model: keras.Model,
+    granule: Granule,
+    *,
+    window: int | None = None,
+    batch_size: int = 8,
+    advance: Advance | None = None,
+) -> Iterator[NDArray[Any]]:
+    """Like predict_granule, from top to bottom in strips (band, rows, x) of uint16 DN.
+
+    Memory holds a few rows of windows, whatever the size of the granule. `advance` is told of
+    windows done; num_windows says how many there are.
+    """
+    from data_pipelines import sentinel2
+    from kerass2 import inputs, models, tiling
+
+    check_granule(model, granule)
+    described = models.describe(model)
+    lattice = tiling.build_lattice(model, ratios_of(model), window)
+    lowres = granule.cubes[inputs.lowres_input(described)]
+    scale = described["scale"]
+    y = 0
+    for strip in tiling.predict_strips(
+        tiling.compile_prediction(model),
+        granule.cubes,
+        lattice,
+        target=described["target"],
+        num_bands=len(described["target_bands"]),
+        batch_size=batch_size,
+        advance=advance,
+    ):
+        stop = y + len(strip)
+        coarse = np.asarray(lowres[:, y // scale : stop // scale])
+        empty = (coarse == sentinel2.NO_DATA).repeat(scale, axis=1).repeat(scale, axis=2)
+        # Values below reflectance 0 and above 6.5 are clipped, so that nothing wraps around.
+        dn = sentinel2.reflectance_to_dn(strip.transpose(2, 0, 1))
+        yield np.where(empty, np.uint16(sentinel2.NO_DATA), dn)
+        y = stop
+
+
+def ratios_of(model: keras.Model) -> dict[str, int]:
+    """Pixel size of each of the model's inputs over 10 m."""
+    from kerass2 import models
+
+    return {name: round(gsd / 10) for name, gsd in models.describe(model)["gsd"].items()}
+
+
+def num_windows(model: keras.Model, granule: Granule, window: int | None = None) -> int:
+    """Windows that predict_rows will report."""
+    from kerass2 import tiling
+
+    return tiling.build_lattice(model, ratios_of(model), window).num_windows(*granule.shape)
+
+
+def check_granule(model: keras.Model, granule: Granule) -> None:
+    """Refuse a granule without the cubes and bands, in the order, that the model takes.
+
+    Raises:
+        DataError: what the model takes and what the granule has.
+    """
+    from kerass2 import models, tiling
+
+    wanted = models.describe(model)["inputs"]
+    found = {name: tuple(map(str, cube.band.values)) for name, cube in granule.cubes.items()}
+    if any(found.get(name) != tuple(bands) for name, bands in wanted.items()):
+        takes, has = (
+            "; ".join(f"{name} {','.join(bands)}" for name, bands in table.items())
+            for table in (wanted, found)
+        )
+        raise DataError(f"{granule.name}: has {has}; model {model.name} takes {takes}")
+    tiling.granule_shape(granule.cubes, ratios_of(model))
+
+
+def georeference(granule: Granule) -> dict[str, Any]:
+    """CRS and transform of the 10 m grid: {"crs": text or None, "transform": six numbers or None}.
+
+    The first cube that has them tells; a coarser grid begins at the same corner.
+    """
+    from data_pipelines.sentinel2 import GSDS
+
+    for name, cube in granule.cubes.items():
+        if cube.attrs.get("transform") is not None:
+            a, b, c, d, e, f = cube.attrs["transform"]
+            ratio = GSDS[name] / 10
+            transform = (a / ratio, b / ratio, c, d / ratio, e / ratio, f)
+            return {"crs": cube.attrs.get("crs"), "transform": transform}
+    return {"crs": None, "transform": None}
+
+
+def open_granule(path: pathlib.Path) -> Granule:
+    """The one granule at a path.
+
+    Raises:
+        DataError: none or several there.
+    """
+    from data_pipelines.granule import open_granules
+
+    found = list(itertools.islice(open_granules(path), 2))
+    if len(found) != 1:
+        names = ", ".join(granule.name for granule in found)
+        raise DataError(
+            f"{path}: several granules ({names}, ..); name one" if found else f"{path}: empty"
+        )
+    return found[0]
+
+
+def write_prediction(
+    model: keras.Model,
+    granule: Granule,
+    output: pathlib.Path,
+    *,
+    window: int | None = None,
+    batch_size: int = 8,
+    overwrite: bool = False,
+    advance: Advance | None = None,
+) -> None:
+    """Sharpen a granule into a GeoTIFF of uint16 DN, streamed.
+
+    The file has band descriptions, no-data 0, and CRS and transform of the granule where it has
+    them. It appears complete or not at all.
+
+    Raises:
+        DataError: see predict_granule and raster.write_geotiff.
+    """
+    from affine import Affine
+
+    from data_pipelines import raster
+    from kerass2 import models
+
+    height, width = granule.shape
+    described, place = models.describe(model), georeference(granule)
+    raster.write_geotiff(
+        output,
+        predict_rows(model, granule, window=window, batch_size=batch_size, advance=advance),
+        height=height,
+        width=width,
+        bands=described["target_bands"],
+        crs=place["crs"],
+        transform=None if place["transform"] is None else Affine(*place["transform"]),
+        tags={
+            "SOURCE": granule.scene,
+            "MODEL": described["model"],
+            "UNIT": "reflectance x 10000, no offset",
+        },
+        overwrite=overwrite,
+    )
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", metavar="MODEL_OR_WORKDIR", type=click.Path(path_type=pathlib.Path))
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=pathlib.Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=pathlib.Path), help="GeoTIFF."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@click.option(
+    "--window",
+    type=click.IntRange(min=1),
+    help="Edge of a window with its halo [px]; default: 64 with attention, else 128.",
+)
+@click.option(
+    "--batch", default=8, show_default=True, type=click.IntRange(min=1), help="Windows at once."
+)
+def main(
+    model: pathlib.Path,
+    source: pathlib.Path,
+    output: pathlib.Path,
+    overwrite: bool,
+    window: int | None,
+    batch: int,
+) -> None:
+    """Sharpen INPUT to 10 m: a folder of gsd10.tif, .., a BigEarthNet patch or a .npz scene."""
+    import rich.console
+    import rich.progress
+
+    from data_pipelines import raster
+    from kerass2 import inputs
+
+    if output.suffix.lower() not in (".tif", ".tiff"):
+        raise DataError(f"{output}: expected a name that ends in .tif")
+    raster.check_output(output, overwrite=overwrite)
+    granule = open_granule(source)
+    network = inputs.load_model(model)
+    check_granule(network, granule)
+    if georeference(granule)["crs"] is None:
+        click.echo(f"warning: {source} has no CRS, so {output} will have none", err=True)
+    console = rich.console.Console(stderr=True)
+    columns: Any = (
+        *rich.progress.Progress.get_default_columns(),
+        "{task.completed}/{task.total} windows",
+    )
+    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("predict", total=num_windows(network, granule, window))
+        write_prediction(
+            network,
+            granule,
+            output,
+            window=window,
+            batch_size=batch,
+            overwrite=overwrite,
+            advance=lambda done: bar.advance(task, done),
+        )
+    height, width = granule.shape
+    click.echo(f"wrote {output}: {height} x {width} px of 10 m, {granule.name}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

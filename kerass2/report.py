@@ -1,0 +1,287 @@
+"""`python -m kerass2.report WORKDIR`: one self-contained HTML page about a training run."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import click
+
+from data_pipelines.files import replacing
+from data_pipelines.spec import DataError
+from kerass2 import cli, inputs
+from kerass2 import workdir as folder
+
+TEMPLATE = pathlib.Path(__file__).parent / "templates" / "report.html"
+# Metrics that are errors, whatever variant's name follows; all others are better when larger.
+SMALLER_IS_BETTER = ("rmse", "sam", "ergas")
+
+
+def build_report(
+    workdir: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    data: str | None = None,
+    num_patches: int = 4,
+) -> pathlib.Path:
+    """Write the page of a work folder.
+
+    Args:
+        workdir: folder with model.keras, and experiment.json, log.jsonl, data.json, evaluation.json
+            where present; a missing evaluation.json is made.
+        output: the file to write, report.html in the work folder by default; replaced if it exists.
+        data: data set, when not the one that the model was evaluated on.
+        num_patches: patches to show, evenly spaced over the split.
+
+    Returns:
+        The file written.
+
+    Raises:
+        DataError: no model, a damaged file, or data of another task or band set.
+    """
+    import jinja2
+
+    from kerass2 import figures
+
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise DataError(f"{workdir}: no such folder; expected the --workdir of kerass2.fit")
+    model = inputs.load_model(workdir)
+    evaluation = _read_or_make_evaluation(workdir, data)
+    chosen = inputs.find_data(workdir, data or evaluation.get("data"))
+    source = inputs.open_source(chosen, evaluation["split"], model)
+    output = workdir / folder.REPORT if output is None else pathlib.Path(output)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template(TEMPLATE.name).render(
+        **describe_run(workdir, evaluation, model.count_params()),
+        patches=figures.patch_panels(model, source, num_patches),
+        patches_caption=_patches_caption(
+            min(num_patches, len(source)), len(source), evaluation["task"]
+        ),
+        error_scale=figures.error_scale(),
+        commands=_commands(workdir, output, evaluation),
+    )
+    with replacing(output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return output
+
+
+def _read_or_make_evaluation(workdir: pathlib.Path, data: str | None) -> dict[str, Any]:
+    """evaluation.json, made first where it is missing or of other data than asked for."""
+    import strategies
+    from kerass2 import evaluate
+
+    path = workdir / folder.EVALUATION
+    found = inputs.read_json(path)
+    if found is not None:
+        missing = [key for key in ("task", "split", "patches", "methods") if key not in found]
+        if missing:
+            raise DataError(f"{path}: no {missing[0]!r}; expected what kerass2.evaluate writes")
+        if data is None or found.get("data") == data:
+            return found
+    job = evaluate.check(workdir, data=data, overwrite=True)
+    return evaluate.evaluate(job, strategies.get("single"))
+
+
+def describe_run(
+    workdir: pathlib.Path, evaluation: Mapping[str, Any], parameters: int
+) -> dict[str, Any]:
+    """Everything on the page but its patches and commands.
+
+    Args:
+        workdir: the work folder.
+        evaluation: contents of evaluation.json.
+        parameters: number of the model's weights.
+    """
+    from kerass2 import figures
+
+    experiment = inputs.read_json(workdir / folder.EXPERIMENT) or {}
+    log = read_log(workdir / folder.LOG)
+    synthetic = bool(evaluation.get("synthetic"))
+    kind = "SYNTHETIC DATA" if synthetic else "Sentinel-2 data"
+    description = str(evaluation.get("description", ""))
+    return {
+        "title": str(experiment.get("name", workdir.resolve().name)),
+        "subtitle": f"{evaluation['task']} · {kind} · {evaluation['patches']} patches of the "
+        f"{evaluation['split']} split",
+        "data": {
+            "synthetic": synthetic,
+            "caption": description or kind,
+            "path": str(evaluation.get("data", "")),
+        },
+        "tiles": _tiles(evaluation, log, parameters),
+        "curves": figures.curves(log),
+        "evaluation": evaluation,
+        "methods": list(evaluation["methods"]),
+        "metric_rows": _metric_rows(evaluation),
+        "band_tables": _band_tables(evaluation["methods"]),
+        "definitions": list(evaluation.get("definitions", {}).items()),
+        "experiment": list(_flat(experiment)),
+        "created": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    }
+
+
+def _tiles(
+    evaluation: Mapping[str, Any], log: Sequence[Mapping[str, Any]], parameters: int
+) -> list[dict[str, str]]:
+    """The few numbers to see first."""
+    from kerass2.figures import change
+
+    bicubic = evaluation["methods"]["bicubic"]["rmse"]["mean"]
+    rmse = evaluation["methods"]["model"]["rmse"]["mean"]
+    tiles = [
+        {"name": "RMSE, model", "value": f"{rmse:.1f}", "note": "DN"},
+        {"name": "RMSE, bicubic", "value": f"{bicubic:.1f}", "note": "DN"},
+        {"name": "Change of RMSE", "value": change(bicubic, rmse), "note": ""},
+        {"name": "Parameters", "value": f"{parameters:,}", "note": ""},
+    ]
+    if log:
+        tiles.append({"name": "Steps", "value": f"{int(log[-1]['step']):,}", "note": ""})
+    if log and "seconds" in log[-1]:
+        tiles.append({"name": "Training time", "value": duration(log[-1]["seconds"]), "note": ""})
+    return tiles
+
+
+def _metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Mean over bands of each metric by method, and the change from bicubic to model."""
+    from kerass2.figures import change
+
+    methods, units = evaluation["methods"], evaluation.get("units", {})
+    rows = []
+    for name, found in methods["model"].items():
+        before, after = methods["bicubic"][name]["mean"], found["mean"]
+        row = {
+            "name": name,
+            "unit": units.get(name, "").replace("1", ""),
+            "values": [number(method[name]["mean"]) for method in methods.values()],
+            "change": "–",
+            "verdict": "",
+        }
+        if before is not None and after is not None:
+            error = name.startswith(SMALLER_IS_BETTER)
+            better = after < before if error else after > before
+            row["change"] = change(before, after) if error else difference(before, after)
+            row["verdict"] = "" if before == after else "good" if better else "bad"
+        rows.append(row)
+    return rows
+
+
+def _band_tables(methods: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A table of methods and bands for each metric that has bands."""
+    tables = []
+    for name, values in methods["model"].items():
+        bands = [band for band in values if band != "mean"]
+        rows = [
+            {"method": method, "values": [number(found[name][band]) for band in bands]}
+            for method, found in methods.items()
+        ]
+        if bands:
+            tables.append({"name": name, "bands": bands, "rows": rows})
+    return tables
+
+
+def _commands(
+    workdir: pathlib.Path, output: pathlib.Path, evaluation: Mapping[str, Any]
+) -> list[str]:
+    """The commands behind the page, as far as the work folder tells."""
+    run = inputs.read_json(workdir / folder.DATA) or {}
+    data = f"--data {evaluation['data']} " if "data" in evaluation else ""
+    return [
+        *([str(run["command"])] if "command" in run else []),
+        f"python -m kerass2.evaluate {workdir} {data}--split {evaluation['split']}",
+        f"python -m kerass2.report {workdir} -o {output}",
+    ]
+
+
+def _patches_caption(shown: int, total: int, task: str) -> str:
+    from kerass2.figures import FALSE_COLOUR
+
+    which = (
+        f"All {total} patches"
+        if shown == total
+        else f"{shown} of {total} patches, evenly spaced over the split, none chosen by its score"
+    )
+    colours = FALSE_COLOUR.get(task)
+    false = f"Red, green and blue are {', '.join(colours)}. " if colours else ""
+    return (
+        f"{which}. {false}Each patch has one stretch for all its "
+        "pictures, 2 to 98 % of the truth. Error maps: root of the mean square over bands; both "
+        "maps of a patch share one scale."
+    )
+
+
+def read_log(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Lines of log.jsonl that hold a step; empty where there is no file.
+
+    A last line that a crash cut off is left out; damage before it is an error.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    log = []
+    for position, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            if position == len(lines):
+                break
+            raise DataError(f"{path}, line {position}: damaged, expected JSON: {error}") from None
+        if isinstance(entry, dict) and "step" in entry:
+            log.append(entry)
+    return log
+
+
+def number(value: float | None) -> str:
+    """Four significant digits."""
+    return "–" if value is None else f"{value:#.4g}".rstrip(".")
+
+
+def difference(before: float, after: float) -> str:
+    """Difference with its sign."""
+    return f"{after - before:+.3g}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and values of nested settings."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", "none" if value is None else str(value)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("workdir", type=click.Path(path_type=pathlib.Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=pathlib.Path), help="Default: WORKDIR/report.html."
+)
+@click.option("--data", help="Data set to show; default: the one of evaluation.json.")
+@click.option(
+    "--patches", default=4, show_default=True, type=click.IntRange(min=0), help="Patches to show."
+)
+def main(
+    workdir: pathlib.Path, output: pathlib.Path | None, data: str | None, patches: int
+) -> None:
+    """Write one self-contained HTML page about the training run in WORKDIR."""
+    click.echo(f"wrote {build_report(workdir, output, data=data, num_patches=patches)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

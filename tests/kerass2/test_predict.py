@@ -1,0 +1,297 @@
+"""Prediction of whole granules: georeference, no-data, clipping, formats, refusals, the command."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pytest
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning
+
+from data_pipelines import geotiff, sentinel2
+from data_pipelines.granule import Granule, build_cube, open_granules
+from data_pipelines.spec import DataError
+from kerass2 import cli, models, predict
+
+BANDS = sentinel2.BANDS_20M
+CORNER = (600000.0, 5300040.0)
+
+
+def pixels(height: int = 80, width: int = 110, *, low: int = 200) -> dict[str, np.ndarray]:
+    """Smooth-free random DN on nesting grids; height and width in px of 10 m."""
+    rng = np.random.default_rng(5)
+    return {
+        "gsd10": rng.integers(low, 6000, (4, height, width)).astype(np.uint16),
+        "gsd20": rng.integers(low, 6000, (6, height // 2, width // 2)).astype(np.uint16),
+    }
+
+
+def granule_of(cubes: dict[str, np.ndarray], **reference: object) -> Granule:
+    """A granule in memory."""
+    built = {
+        name: build_cube(values, sentinel2.bands_at(gsd), gsd, **reference)
+        for (name, values), gsd in zip(cubes.items(), (10, 20), strict=False)
+    }
+    return Granule("test", "test", "test", built)
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    """DSen2, small and untrained, near to bilinear interpolation; every layer takes part."""
+    keras.utils.set_random_seed(1)
+    model = models.build("dsen2", filters=8, blocks=2)
+    last = model.get_layer("conv_last")
+    last.kernel.assign(last.kernel * 0.05)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model_file(model: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The same, saved."""
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    model.save(path)
+    return path
+
+
+def folder_of(path: pathlib.Path, cubes: dict[str, np.ndarray]) -> pathlib.Path:
+    """A folder of GeoTIFFs with CRS."""
+    return geotiff.write_folder(path, cubes, crs="EPSG:32633", corner=CORNER)
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The command as `python -m` runs it, in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kerass2.predict", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.run(predict.main)
+        captured = capfd.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def run_alone(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "kerass2.predict", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
+        timeout=120,
+    )
+
+
+def test_equals_the_model_on_the_whole_image(model: keras.Model) -> None:
+    cubes = pixels(64, 80)
+    found = predict.predict_granule(model, granule_of(cubes))
+    padded = {
+        name: np.pad(cube, ((0, 0), (margin, margin), (margin, margin)), mode="symmetric")
+        for (name, cube), margin in zip(cubes.items(), (32, 16), strict=True)
+    }
+    inputs = {
+        name: cube.transpose(1, 2, 0)[None] / np.float32(1e4) for name, cube in padded.items()
+    }
+    expected = np.asarray(model(inputs)["superres_20m"])[0, 32:-32, 32:-32].transpose(2, 0, 1) * 1e4
+    assert found.dims == ("band", "y", "x")
+    assert tuple(found.band.values) == BANDS
+    assert found.dtype == np.uint16
+    assert np.abs(found.values - np.clip(expected, 1, 65535)).max() <= 0.51
+    assert "crs" not in found.attrs
+
+
+def test_no_data_is_kept_and_nothing_else_becomes_no_data(model: keras.Model) -> None:
+    cubes = pixels(low=1)
+    cubes["gsd20"][2, 5:9, 7:30] = 0
+    cubes["gsd20"][:, :, -3:] = 0
+    found = predict.predict_granule(model, granule_of(cubes)).values
+    expected = (cubes["gsd20"] == 0).repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_array_equal(found == 0, expected)
+
+
+def test_values_outside_uint16_are_clipped() -> None:
+    def wild() -> keras.Model:
+        model = models.build("dsen2", filters=8, blocks=1)
+        bias = model.get_layer("conv_last").bias
+        bias.assign(np.array([-9, 99, 0, 0, 0, 0], np.float32))  # times 0.2 reflectance
+        return model
+
+    found = predict.predict_granule(wild(), granule_of(pixels(32, 32))).values
+    assert (found[0] == 1).all()
+    assert (found[1] == 65535).all()
+
+
+def test_strips_do_not_depend_on_the_window_for_convolutions(model: keras.Model) -> None:
+    granule = granule_of(pixels())
+    large = predict.predict_granule(model, granule).values.astype(int)
+    small = predict.predict_granule(model, granule, window=32, batch_size=3).values
+    assert np.abs(large - small).max() <= 1  # rounding to DN
+
+
+def test_command_on_geotiffs(run: Run, model_file: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    cubes = pixels()
+    cubes["gsd20"][:, :4] = 0
+    source = folder_of(tmp_path / "in", cubes)
+    output = tmp_path / "out.tif"
+    done = run_alone(model_file, source, "-o", output)
+    assert done.returncode == 0, done.stderr
+    assert "80 x 110 px" in done.stdout
+    assert "warning" not in done.stderr
+    with rasterio.open(output) as file:
+        assert file.descriptions == BANDS
+        assert file.crs.to_epsg() == 32633
+        assert file.transform[:6] == (10, 0, CORNER[0], 0, -10, CORNER[1])
+        assert (file.nodata, set(file.dtypes), file.profile["compress"]) == (
+            0,
+            {"uint16"},
+            "deflate",
+        )
+        assert file.profile["tiled"]
+        found = file.read()
+    assert not found[:, :8].any()
+    # Near to the input: a mix-up of bands or places would be far from it.
+    mean = found[:, 8:].reshape(6, 36, 2, 55, 2).mean((2, 4))
+    per_band = [
+        np.corrcoef(a.ravel(), b.ravel())[0, 1]
+        for a, b in zip(mean, cubes["gsd20"][:, 4:], strict=True)
+    ]
+    assert min(per_band) > 0.8
+
+    code, _, err = run(model_file, source, "-o", output)
+    assert code == 1
+    assert err == f"error: {output}: exists; give --overwrite to replace it\n"
+
+
+def test_workdir_instead_of_a_model_and_overwrite(
+    run: Run, model_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    source = folder_of(tmp_path / "in", pixels(32, 32))
+    output = tmp_path / "out.tif"
+    output.write_bytes(b"old")
+    code, _, err = run(model_file.parent, source, "-o", output, "--overwrite")
+    assert code == 0, err
+    with rasterio.open(output) as file:
+        assert file.shape == (32, 32)
+
+
+def test_without_georeference_a_warning(
+    run: Run, model_file: pathlib.Path, model: keras.Model, tmp_path: pathlib.Path
+) -> None:
+    cubes = {**pixels(24, 36), "gsd60": np.full((2, 4, 6), 900, np.uint16)}
+    arrays = {f"im{gsd}": cubes[f"gsd{gsd}"] for gsd in (10, 20, 60)}
+    names = {f"bands{gsd}": np.array(sentinel2.bands_at(gsd)) for gsd in (10, 20, 60)}
+    np.savez(tmp_path / "scene.npz", **arrays, **names)
+    output = tmp_path / "out.tif"
+    code, _, err = run(model_file, tmp_path / "scene.npz", "-o", output)
+    assert code == 0, err
+    assert "warning:" in err
+    assert "no CRS" in err
+    expected = predict.predict_granule(model, next(open_granules(tmp_path / "scene.npz")))
+    with (
+        warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
+        rasterio.open(output) as file,
+    ):
+        assert file.crs is None
+        assert file.transform.is_identity
+        assert np.abs(file.read().astype(int) - expected.values).max() <= 1
+
+
+@pytest.mark.parametrize("case", ["no model", "no input", "no band set", "no tif", "damaged model"])
+def test_bad_input_is_one_line_and_exit_1(
+    case: str, run: Run, model_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    network, source, output = model_file, tmp_path / "in", tmp_path / "out.tif"
+    if case == "no model":
+        network, expected = tmp_path / "nowhere", "nowhere: not found; expected a .keras file"
+        folder_of(source, pixels(12, 12))
+    elif case == "no input":
+        expected = f"{source}: not found"
+    elif case == "no tif":
+        output, expected = tmp_path / "scene.npz", "expected a name that ends in .tif"
+    elif case == "damaged model":
+        network = tmp_path / "broken.keras"
+        network.write_bytes(model_file.read_bytes()[:1000])
+        folder_of(source, pixels(12, 12))
+        expected = "broken.keras: not a readable Keras model"
+    else:
+        network = tmp_path / "60m.keras"
+        models.build("dsen2", filters=8, blocks=1, task="superres_60m").save(network)
+        folder_of(source, pixels(12, 12))
+        expected = "gsd20 B05,B06,B07,B8A,B11,B12; model dsen2 takes gsd10 B02,B03,B04,B08; gsd20"
+    code, _, err = run(network, source, "-o", output)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert expected in err
+    assert err.count("\n") == 1
+    assert not output.exists()
+
+
+def test_several_granules_are_refused(tmp_path: pathlib.Path) -> None:
+    cubes = {**pixels(24, 36), "gsd60": np.full((2, 4, 6), 900, np.uint16)}
+    arrays = {f"im{gsd}": cubes[f"gsd{gsd}"] for gsd in (10, 20, 60)}
+    names = {f"bands{gsd}": np.array(sentinel2.bands_at(gsd)) for gsd in (10, 20, 60)}
+    for name in "ab":
+        np.savez(tmp_path / f"{name}.npz", **arrays, **names)
+    with pytest.raises(DataError, match=r"several granules \(a, b, \.\.\); name one"):
+        predict.open_granule(tmp_path)
+
+
+def test_failure_half_way_leaves_no_file(tmp_path: pathlib.Path) -> None:
+    model = models.build("dsen2", filters=8, blocks=1)
+    model.get_layer("conv_last").bias.assign(np.full(6, np.nan, np.float32))
+    with pytest.raises(DataError, match="NaN or Inf in rows 0 to"):
+        predict.write_prediction(model, granule_of(pixels(32, 32)), tmp_path / "out.tif")
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_is_fast() -> None:
+    begin = time.monotonic()
+    done = run_alone("--help")
+    assert done.returncode == 0
+    assert "MODEL_OR_WORKDIR INPUT" in done.stdout
+    assert time.monotonic() - begin < 2  # 0.5 s on an idle machine; the tests share theirs
+    modules = "tensorflow", "keras", "rasterio", "xarray", "dask"
+    code = f"import sys, kerass2.predict; print([m for m in {modules} if m in sys.modules])"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.strip() == "[]"
+
+
+@pytest.mark.shared_data
+def test_real_bigearthnet_patch(
+    run: Run, shared_data: pathlib.Path, model_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    folder = shared_data / "bigearthnet" / "v1_BigEarthNet-S2-Example"
+    b02 = next(iter(sorted(folder.rglob("*_B02.tif"))))
+    output = tmp_path / "out.tif"
+    code, _, err = run(model_file, b02.parent, "-o", output)
+    assert code == 0, err
+    with rasterio.open(output) as file, rasterio.open(b02) as original:
+        assert file.crs == original.crs
+        assert file.transform == original.transform
+        assert file.shape == original.shape == (120, 120)
+
+
+@pytest.mark.shared_data
+def test_real_scene_keeps_the_mean(shared_data: pathlib.Path, model: keras.Model) -> None:
+    granule = predict.open_granule(shared_data / "sr_scenes" / "L2A_hydro_patch_0.npz")
+    found = predict.predict_granule(model, granule)
+    lowres = granule.cubes["gsd20"].values
+    assert found.shape == (6, 252, 252)
+    # Near to bilinear interpolation: bands must still be themselves.
+    difference = found.values.mean((1, 2)) - lowres.mean((1, 2))
+    assert np.abs(difference).max() < 0.3 * lowres.mean()
