@@ -9,7 +9,9 @@ import click
 from kerass2 import cli
 
 # Subcommand -> one line of help; its module is imported when it is called.
-COMMANDS = {"step": "Training step: loop against bare step, 1 rank against 2, bfloat16 against float32."}
+COMMANDS = {
+    "step": "Training step: loop against bare step, 1 rank against 2, bfloat16 against float32."
+}
 
 
 class _Benchmarks(click.Group):

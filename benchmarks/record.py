@@ -20,7 +20,9 @@ PACKAGES = ("kerass2", "keras", "tensorflow-cpu", "tensorflow", "horovod", "nump
 
 def figure(values: Sequence[float], unit: str, *, warm_up: int = 0) -> dict[str, Any]:
     """Median and quartiles of repeated measurements; `warm_up` of them were made before and left out."""
-    low, median, high = (float(q) for q in np.percentile(np.asarray(values, np.float64), (25, 50, 75)))
+    low, median, high = (
+        float(q) for q in np.percentile(np.asarray(values, np.float64), (25, 50, 75))
+    )
     return {
         "median": median,
         "quartiles": [low, high],
@@ -59,7 +61,9 @@ def _cpu() -> str:
     wanted = ("avx512f", "avx512_bf16", "amx_bf16")
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
-    return " ".join([names[0] if names else platform.processor(), *(flag for flag in wanted if flag in flags)])
+    return " ".join(
+        [names[0] if names else platform.processor(), *(flag for flag in wanted if flag in flags)]
+    )
 
 
 def _version(package: str) -> str | None:

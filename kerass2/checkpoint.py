@@ -1,4 +1,7 @@
-"""Checkpoints: one atomic .npz a step, written by rank 0, read by any number of ranks and either strategy."""
+"""Checkpoints: one atomic .npz a step.
+
+Written by rank 0, read by any number of ranks and either strategy.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ VERSION = 1
 def save(
     folder: pathlib.Path, step: int, model: Any, optimizer: Any, *, keep: int, **state: Any
 ) -> pathlib.Path:
-    """Write all variables after `step` steps, and `state` (plain types); delete all but the newest `keep`.
+    """Write all variables after `step` steps, and `state` (plain types).
 
-    The file appears under its name when it is complete. zip's own CRC finds damage when it is read.
+    Deletes all but the newest `keep`. The file appears under its name when it is complete. zip's
+    own CRC finds damage when it is read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.npz"
@@ -64,7 +68,8 @@ def restore(path: pathlib.Path, model: Any, optimizer: Any) -> dict[str, Any]:
             name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
         )
         raise DataError(
-            f"{path}: checkpoint of another model: {len(found)} variables, expected {len(expected)}; "
+            f"{path}: checkpoint of another model: "
+            f"{len(found)} variables, expected {len(expected)}; "
             f"first that differ: {', '.join(differing[:3])}"
         )
     for name, variable in variables.items():

@@ -10,7 +10,8 @@ from typing import NoReturn
 
 import click
 
-# Subcommand -> one line of help. Its module is imported when it is called, so that --help answers at once.
+# Subcommand -> one line of help. Its module is imported when it is called, so that --help answers
+# at once.
 COMMANDS = {
     "prepare": "Cut scenes into aligned patches under Wald's protocol.",
     "fit": "Train a model on one process or on many ranks.",
@@ -51,7 +52,8 @@ def main() -> NoReturn:
 def run(command: click.Command) -> NoReturn:
     """Run a command as this process' main job and leave with its exit code.
 
-    0 well; 1 data, strategy or training failed; 2 the command line or an experiment is wrong; 130 interrupted.
+    0 well; 1 data, strategy or training failed; 2 the command line or an experiment is wrong;
+    130 interrupted.
     """
     # TensorFlow's notes on its own build; warnings of that kind go with them, errors stay.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -86,7 +88,10 @@ def _explain(error: Exception) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit; a failed rank does so at once, since clean-up at exit would wait for ranks that wait for it."""
+    """Exit; a failed rank does so at once.
+
+    Clean-up at exit would wait for ranks that wait for it.
+    """
     from strategies.cluster import detect
 
     sys.stdout.flush()

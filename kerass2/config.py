@@ -1,4 +1,7 @@
-"""An experiment: frozen, typed, saved beside the weights. Strategy, world size and paths are not part of it."""
+"""An experiment: frozen, typed, saved beside the weights.
+
+Strategy, world size and paths are not part of it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ import pydantic
 from pydantic.dataclasses import dataclass
 
 import kerass2.configs
+
+Precision = Literal["float32", "bfloat16", "float16", "auto"]
 
 _STRICT_KEYS = pydantic.ConfigDict(extra="forbid")
 
@@ -55,11 +60,11 @@ class OptimizerConfig:
     schedule: str = "modified_linear"
     """Key of kerass2.schedules.SCHEDULES."""
     reference_batch: pydantic.PositiveInt = 128
-    """Global batch for which learning_rate is meant; schedules see global_batch / reference_batch."""
+    """Global batch that learning_rate is for; schedules see global_batch / reference_batch."""
     schedule_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of the schedule."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Arguments of the Keras optimizer, e.g. {"global_clipnorm": 1.0} (clips the summed gradient)."""
+    """Arguments of the Keras optimizer, as {"global_clipnorm": 1.0} (clips the summed gradient)."""
 
 
 @dataclass(frozen=True, config=_STRICT_KEYS)
@@ -69,12 +74,12 @@ class RunConfig:
     global_batch: pydantic.PositiveInt | None = None
     """Patches a step over all ranks."""
     local_batch: pydantic.PositiveInt | None = None
-    """Patches a step and rank, from which the global batch follows (weak scaling); not with global_batch."""
+    """Patches a step and rank; the global batch follows (weak scaling). Not with global_batch."""
     steps: pydantic.PositiveInt | None = None
     """Steps in all; not with epochs."""
     epochs: pydantic.PositiveInt | None = None
     """Passes over the training split in all; not with steps."""
-    precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    precision: Precision = "float32"
     """auto: bfloat16 where a short measurement on this machine says it is faster, else float32."""
     seed: pydantic.NonNegativeInt = 0
     """Of initial weights, order and augmentation."""
@@ -151,7 +156,9 @@ def from_json(values: Mapping[str, Any]) -> Experiment:
 
 
 def override(experiment: Experiment, settings: Sequence[str]) -> Experiment:
-    """The experiment with "key=value" settings applied, e.g. "run.global_batch=64"; values as in JSON or plain text.
+    """The experiment with "key=value" settings applied, e.g. "run.global_batch=64".
+
+    Values are read as JSON, else as plain text.
 
     Raises:
         ConfigError: no "=", an unknown key (lists what exists) or a value of another type.
@@ -170,7 +177,10 @@ def override(experiment: Experiment, settings: Sequence[str]) -> Experiment:
 
 
 def _place(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; options of model, schedule and optimizer are free, all other keys must exist."""
+    """Set a dotted key.
+
+    Options of model, schedule and optimizer are free, all other keys must exist.
+    """
     *groups, last = key.split(".")
     inner: Any = values
     for group in groups:
@@ -202,23 +212,27 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def with_global_batch(experiment: Experiment, world_size: int) -> Experiment:
-    """The experiment with run.global_batch set, from run.local_batch where that is given; checked against the ranks.
+    """The experiment with run.global_batch set, checked against the ranks.
+
+    It follows from run.local_batch where that is given.
 
     Raises:
-        ConfigError: neither or both are given, or the ranks do not divide the global batch: names both numbers and
-            the nearest that fit.
+        ConfigError: neither or both are given, or the ranks do not divide the global batch: names
+            both numbers and the nearest that fit.
     """
     run = experiment.run
     if (run.global_batch is None) == (run.local_batch is None):
         raise ConfigError(
-            f"run.global_batch is {run.global_batch} and run.local_batch is {run.local_batch}: give exactly one"
+            f"run.global_batch is {run.global_batch} and run.local_batch is {run.local_batch}: "
+            "give exactly one"
         )
     global_batch = run.global_batch or (run.local_batch or 0) * world_size
     if global_batch % world_size:
         below = global_batch // world_size * world_size
         nearest = " or ".join(str(n) for n in (below, below + world_size) if n)
         raise ConfigError(
-            f"a global batch of {global_batch} cannot be shared by {world_size} ranks; nearest that fit: {nearest}"
+            f"a global batch of {global_batch} cannot be shared by {world_size} ranks; "
+            f"nearest that fit: {nearest}"
         )
     run = dataclasses.replace(run, global_batch=global_batch, local_batch=None)
     return dataclasses.replace(experiment, run=run)
@@ -252,8 +266,8 @@ def parse_duration(text: str) -> float:
         return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
     words = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
     if words and text:
-        hours, minutes, seconds = (float(group or 0) for group in words.groups())
-        total = hours * 3600 + minutes * 60 + seconds
+        units = (3600.0, 60.0, 1.0)
+        total = sum(float(n or 0) * unit for n, unit in zip(words.groups(), units, strict=True))
         if total > 0 and math.isfinite(total):
             return total
     raise ConfigError(f"{text!r} is no duration; examples: 90s, 15m, 4h, 1h30m, 04:00:00")

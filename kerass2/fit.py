@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+import shlex
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +133,8 @@ def _check(
     source = tfrecord.open_source(path, "train")
     if source.spec.task != experiment.data.task:
         raise DataError(
-            f"{path} holds {source.spec.describe()}; experiment {experiment.name} needs {experiment.data.task}"
+            f"{path} holds {source.spec.describe()}; "
+            f"experiment {experiment.name} needs {experiment.data.task}"
         )
     steps_per_epoch = batching.num_steps(len(source), experiment.run.global_batch or 1)
     config.num_steps(experiment, steps_per_epoch)
@@ -176,7 +179,11 @@ def fit(job: Job, strategy: Strategy) -> None:
     batches = _batches(job, strategy, training, first_step)
     strategy.start(model, optimizer)
     if strategy.is_chief:
-        data = {"data": str(job.data), "description": job.data_message}
+        data = {
+            "data": str(job.data),
+            "description": job.data_message,
+            "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        }
         folder.begin(job.workdir, job.experiment, data, clear=not job.resume)
         _print_plan(job, strategy, training, first_step)
     begin = time.monotonic() - seconds
@@ -291,7 +298,8 @@ def _finish(
         log.event(done, validation_rmse=rmse["model"], validation_rmse_bicubic=rmse["bicubic"])
         if strategy.is_chief:
             click.echo(
-                f"validation RMSE {rmse['model']:.2f} DN, bicubic {rmse['bicubic']:.2f} DN ({len(source)} patches)"
+                f"validation RMSE {rmse['model']:.2f} DN, bicubic {rmse['bicubic']:.2f} DN, "
+                f"{len(source)} patches"
             )
     if strategy.is_chief:
         with replacing(job.workdir / folder.MODEL) as temporary:
@@ -301,11 +309,11 @@ def _finish(
 
 def _print_plan(job: Job, strategy: Strategy, training: _Training, first_step: int) -> None:
     run, size = job.experiment.run, strategy.world_size
-    batch = training.global_batch
+    batch, parameters = training.global_batch, training.model.count_params()
     lines = {
         "experiment": f"{job.experiment.name} -> {job.workdir}",
         "data": f"{job.data_message} ({len(training.source)} training patches)",
-        "model": f"{job.experiment.model.name}, {training.model.count_params():,} parameters, {run.precision}",
+        "model": f"{job.experiment.model.name}, {parameters:,} parameters, {run.precision}",
         "ranks": f"{size}, strategy {strategy.name}",
         "batch": f"{batch} patches a step, {batch // size} on each rank",
         "steps": f"{training.num_steps}" + (f", resuming after {first_step}" if first_step else ""),

@@ -1,4 +1,7 @@
-"""What a run leaves behind while it trains: log.jsonl, TensorBoard events, and a progress line on rank 0's screen."""
+"""What a run leaves behind while it trains.
+
+log.jsonl, TensorBoard events, and a progress line on rank 0's screen.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ class TrainingLog:
         seconds: float,
         learning_rate: Callable[[], float],
     ) -> None:
-        """Go on with the log of `workdir` after `first_step` steps and `seconds` of training before them."""
+        """Go on with the log of `workdir` after `first_step` steps, which took `seconds`."""
         import rich.console
         import rich.progress
         import tensorflow as tf
@@ -103,7 +106,10 @@ class TrainingLog:
             )
 
     def event(self, done: int, **values: Any) -> None:
-        """One line of log.jsonl: step, the values, and the training time; numbers go to TensorBoard too."""
+        """One line of log.jsonl: step, the values, and the training time.
+
+        Numbers go to TensorBoard too.
+        """
         line = {"step": done, **values, "seconds": round(self.seconds, 3)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -130,7 +136,7 @@ class TrainingLog:
 
 
 def _forget_after(path: pathlib.Path, step: int) -> None:
-    """Drop lines of steps that an interrupted run made after the checkpoint from which it is resumed."""
+    """Drop lines of steps that came after the checkpoint from which a run is resumed."""
     if not path.exists():
         return
     kept = []

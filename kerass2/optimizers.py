@@ -24,7 +24,9 @@ def build(
     num_steps: int,
     steps_per_epoch: int,
 ) -> keras.optimizers.Optimizer:
-    """The optimizer of an experiment. Make it inside strategy.scope(); clipping options act on the summed gradient.
+    """The optimizer of an experiment.
+
+    Make it inside strategy.scope(); clipping options act on the summed gradient.
 
     Raises:
         ConfigError: an option that the optimizer or the schedule does not have.
@@ -46,6 +48,7 @@ def build(
             f"optimizer {config.name} with options {config.options}: {error}"
         ) from error
     if precision == "float16":
-        # Its finite check comes in optimizer.apply, thus after the sum over ranks: all skip the same step.
+        # Its finite check comes in optimizer.apply, thus after the sum over ranks: all skip the
+        # same step.
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer

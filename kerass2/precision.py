@@ -1,7 +1,7 @@
 """run.precision: the policy of a model's inner layers, and loss scaling for float16.
 
-First and last convolution, residual stream and output stay float32 in every precision: in plain mixed bfloat16
-DSen2's weights lose 1 to 3 % of RMSE, so they lose 0.1 % at most.
+First and last convolution, residual stream and output stay float32 in every precision: in plain
+mixed bfloat16 DSen2's weights lose 1 to 3 % of RMSE, so they lose 0.1 % at most.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from kerass2.config import Precision
+
 # run.precision -> Keras dtype policy of the inner layers.
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
@@ -19,8 +21,11 @@ POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixe
 FASTER = 1.2
 
 
-def resolve(precision: str, strategy: Any) -> str:
-    """The precision itself, or what "auto" comes to: bfloat16 where rank 0 measures it faster. All ranks call it."""
+def resolve(precision: Precision, strategy: Any) -> Precision:
+    """The precision itself, or what "auto" comes to: bfloat16 where rank 0 measures it faster.
+
+    All ranks call it.
+    """
     if precision != "auto":
         return precision
     faster = np.zeros(1)
@@ -30,7 +35,10 @@ def resolve(precision: str, strategy: Any) -> str:
 
 
 def measure_speed_up(repeats: int = 5) -> float:
-    """Time of a 3 x 3 convolution, forward and backward, in float32 over bfloat16; median, about half a second."""
+    """Time of a 3 x 3 convolution, forward and backward, in float32 over bfloat16.
+
+    The median; it takes about half a second.
+    """
     import tensorflow as tf
 
     x = tf.random.stateless_normal((8, 32, 32, 64), seed=(0, 0))

@@ -221,16 +221,20 @@ def main(
     window: int | None,
     batch: int,
 ) -> None:
-    """Sharpen INPUT to 10 m: a folder of gsd10.tif, .., a BigEarthNet patch or a .npz scene."""
+    """Sharpen INPUT to 10 m: a folder of gsd10.tif, .., a BigEarthNet patch or a .npz scene.
+
+    The words sample and synthetic mean the real sample's area and a made-up granule.
+    """
     import rich.console
     import rich.progress
 
-    from data_pipelines import raster
+    from data_pipelines import raster, sample
     from kerass2 import inputs
 
     if output.suffix.lower() not in (".tif", ".tiff"):
         raise DataError(f"{output}: expected a name that ends in .tif")
     raster.check_output(output, overwrite=overwrite)
+    source = sample.resolve_granule(source)
     granule = open_granule(source)
     network = inputs.load_model(model)
     check_granule(network, granule)

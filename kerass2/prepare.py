@@ -61,18 +61,20 @@ def main(
     """Cut SOURCES into aligned patches under Wald's protocol.
 
     A SOURCE is a .npz scene or a folder of them; a folder of gsd10.tif, gsd20.tif, gsd60.tif; a
-    BigEarthNet patch folder, a folder of them, or the LMDB of BigEarthNet v2.
+    BigEarthNet patch folder, a folder of them, or the LMDB of BigEarthNet v2. The words sample and
+    synthetic mean an area of the real sample and a made-up granule.
     """
     from rich.console import Console
     from rich.progress import Progress
 
-    from data_pipelines import convert
+    from data_pipelines import convert, sample
 
+    paths = [sample.resolve_granule(source) for source in sources]
     console = Console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("cutting", total=None)
         summary = convert.convert(
-            lambda: convert.open_all(sources),
+            lambda: convert.open_all(paths),
             output,
             task,
             only_split=None if split == "auto" else split,

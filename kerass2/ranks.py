@@ -62,9 +62,10 @@ def world_size(strategy: str, workers: int | None) -> int:
 
 
 def start(strategy: str, workers: int | None) -> Strategy:
-    """This process' rank. Outside a launcher, a distributed strategy's ranks are started and waited for instead.
+    """This process' rank.
 
-    Every rank then runs this process' own command line again, and this call does not return.
+    Outside a launcher, a distributed strategy's ranks are started and waited for instead: every
+    rank then runs this process' own command line again, and this call does not return.
     """
     import strategies
 

@@ -1,4 +1,7 @@
-"""THE loop. The step is a callable given to it, so that each Keras backend and strategy brings its own."""
+"""THE loop.
+
+The step is a callable given to it, so that each Keras backend and strategy brings its own.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +39,12 @@ def train(
 ) -> int:
     """Train from step `first_step` up to `num_steps`, or until the first rank reaches its deadline.
 
-    Every rank runs this loop over its own slices of the same global batches and leaves it at the same step.
+    Every rank runs this loop over its own slices of the same global batches and leaves it at the
+    same step.
 
     Args:
-        step: (batch, this rank wants to stop) -> global "loss" and the number of ranks that want to "stop".
+        step: (batch, this rank wants to stop) -> global "loss" and the number of ranks that want to
+            "stop".
         batches: This rank's batches, beginning with that of step `first_step`.
         first_step: Steps that are done already.
         num_steps: Steps in all.
@@ -61,7 +66,8 @@ def train(
         done += 1
         if not math.isfinite(values["loss"]) and not loss_may_overflow:
             raise TrainingError(
-                f"the loss is {values['loss']} at step {done}; checkpoints of earlier steps are kept. "
+                f"the loss is {values['loss']} at step {done}; "
+                "checkpoints of earlier steps are kept. "
                 "A smaller learning rate or optimizer.options.global_clipnorm may help"
             )
         log.step(done, values["loss"])

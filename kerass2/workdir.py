@@ -21,14 +21,23 @@ EVALUATION, REPORT = "evaluation.json", "report.html"
 TENSORBOARD, CHECKPOINTS = "tensorboard", "checkpoints"
 RESULTS = (EXPERIMENT, DATA, LOG, MODEL, EVALUATION, REPORT, TENSORBOARD, CHECKPOINTS)
 
-# A run may be made longer or shorter, and be kept and logged otherwise, without becoming another experiment.
-_FREE = {"steps": None, "epochs": None, "checkpoint_every": 1, "keep": 1, "log_every": 1}
+# A run may be made longer or shorter, and be kept and logged otherwise, without becoming another
+# experiment.
+_FREE: dict[str, Any] = {
+    "steps": None,
+    "epochs": None,
+    "checkpoint_every": 1,
+    "keep": 1,
+    "log_every": 1,
+}
 
 
 def check(
     workdir: pathlib.Path, experiment: config.Experiment, *, resume: bool
 ) -> config.Experiment:
-    """The experiment to run in `workdir`; on resume, with what its first session has resolved ("auto").
+    """The experiment to run in `workdir`.
+
+    On resume, with what its first session has resolved ("auto").
 
     Raises:
         DataError: the folder holds results of another experiment, or of this one without `resume`.

@@ -1,4 +1,6 @@
-"""How one training step spreads over ranks: single, horovod, multiworker. Usable alone; imports nothing of ours.
+"""How one training step spreads over ranks: single, horovod, multiworker.
+
+Usable alone; imports nothing of ours.
 
     strategy = strategies.get("horovod")
 
@@ -26,8 +28,8 @@ __all__ = ["STRATEGIES", "Cluster", "Strategy", "StrategyError", "detect", "get"
 def get(name: str) -> Strategy:
     """Start the named strategy in this process; the environment says which rank this is.
 
-    Call it before any other use of TensorFlow: devices and collectives are set up here. Outside a launcher the
-    world is this one process; `strategies.launch.run` starts several on this machine.
+    Call it before any other use of TensorFlow: devices and collectives are set up here. Outside a
+    launcher the world is this one process; `strategies.launch.run` starts several on this machine.
 
     Raises:
         StrategyError: the name is unknown, or the strategy cannot start in this environment.

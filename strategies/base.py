@@ -1,8 +1,9 @@
 """The contract of a strategy: how one training step spreads over ranks.
 
-With loss = sum(per-example loss) / global_batch + regularisation / world_size on every rank, and gradients summed
-over ranks before clipping, loss-scale check and `optimizer.apply`, every rank holds after each step the weights that
-one process would hold after a step on the whole global batch.
+With loss = sum(per-example loss) / global_batch + regularisation / world_size on every rank, and
+gradients summed over ranks before clipping, loss-scale check and `optimizer.apply`, every rank
+holds after each step the weights that one process would hold after a step on the whole global
+batch.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ class Strategy(Protocol):
         ...
 
     def distribute(self, make: Callable[[int, int], Any]) -> Iterable[Any]:
-        """Batches of this rank: make(rank, world_size) returns the tf.data.Dataset of a rank's slices."""
+        """Batches of this rank; make(rank, world_size): the tf.data.Dataset of its slices."""
         ...
 
     def run(self, step: Callable[..., Any], *args: Any) -> Any:
-        """Call step(*args) as this rank's share of a distributed step. Called inside a tf.function."""
+        """Call step(*args) as this rank's share of a distributed step, inside a tf.function."""
         ...
 
     def sum_gradients(self, tensors: Sequence[Any]) -> list[Any]:
@@ -52,11 +53,17 @@ class Strategy(Protocol):
         ...
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """Sum a float64 array over ranks, outside `run`. EVERY rank must call it; it is a barrier too."""
+        """Sum a float64 array over ranks, outside `run`.
+
+        EVERY rank must call it; it is a barrier too.
+        """
         ...
 
     def start(self, model: Any, optimizer: Any | None = None) -> None:
-        """Make every rank hold rank 0's variables, and make the optimizer leave summing to sum_gradients."""
+        """Make every rank hold rank 0's variables.
+
+        It also makes the optimizer leave summing to sum_gradients.
+        """
         ...
 
     def average_statistics(self, model: Any) -> None:
@@ -67,7 +74,8 @@ class Strategy(Protocol):
 def average_moving_statistics(strategy: Strategy, model: Any) -> None:
     """Replace each batch-norm moving mean and variance by its mean over ranks.
 
-    They differ per rank where statistics are local, under Horovod and (Keras 3) under tf.distribute alike.
+    They differ per rank where statistics are local, under Horovod and (Keras 3) under
+    tf.distribute alike.
     """
     statistics = [v for v in model.variables if v.name in ("moving_mean", "moving_variance")]
     if not statistics or strategy.world_size == 1:

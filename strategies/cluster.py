@@ -1,4 +1,7 @@
-"""Which rank is this process? Pure functions of an environment mapping; no process is started or asked here."""
+"""Which rank is this process?
+
+Pure functions of an environment mapping; no process is started or asked here.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,9 @@ class Cluster:
         """Refuse a place outside the world."""
         if not (0 <= self.rank < self.world_size and 0 <= self.local_rank < self.local_size):
             raise StrategyError(
-                f"{self.launcher}: rank {self.rank} of {self.world_size}, local rank {self.local_rank} of "
-                f"{self.local_size}: not a place in a job; is the environment left over from another one?"
+                f"{self.launcher}: rank {self.rank} of {self.world_size}, "
+                f"local rank {self.local_rank} of {self.local_size}: "
+                "not a place in a job; is the environment left over from another one?"
             )
 
 
@@ -78,8 +82,8 @@ def tf_config(cluster: Cluster) -> str:
         hosts = ("127.0.0.1",) * cluster.world_size
     if len(hosts) != cluster.world_size:
         raise StrategyError(
-            f"{cluster.launcher} does not tell the hosts of the {cluster.world_size} ranks: set TF_CONFIG on each "
-            "rank, or start them with srun"
+            f"{cluster.launcher} does not tell the hosts of the {cluster.world_size} ranks: "
+            "set TF_CONFIG on each rank, or start them with srun"
         )
     base = FIRST_PORT + zlib.crc32(cluster.job.encode()) % NUM_PORTS
     workers = [f"{host}:{base + rank}" for rank, host in enumerate(hosts)]
@@ -89,7 +93,9 @@ def tf_config(cluster: Cluster) -> str:
 
 
 def expand_nodelist(nodelist: str) -> list[str]:
-    """Slurm's compressed host list in full: "jwb[0001-0003,0010],login1" -> jwb0001, jwb0002, jwb0003, jwb0010, login1.
+    """Slurm's compressed host list in full.
+
+    "jwb[0001-0003,0010],login1" -> jwb0001, jwb0002, jwb0003, jwb0010, login1.
 
     Source: slurm.schedmd.com/scontrol.html, "show hostnames".
     """

@@ -1,6 +1,7 @@
-"""Horovod: low-level calls only (grouped_allreduce, broadcast), since its Keras optimizer reduces nothing on Keras 3.
+"""Horovod, by low-level calls only (grouped_allreduce, broadcast).
 
-Source: horovod.readthedocs.io, "Horovod with TensorFlow"; the silent failure is held by a canary test.
+Its Keras optimizer reduces nothing on Keras 3, silently: a canary test holds that failure.
+Source: horovod.readthedocs.io, "Horovod with TensorFlow".
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ class HorovodStrategy:
         self._hvd = _import_horovod()
         if cluster.launcher == "slurm" and not self._hvd.mpi_built():
             raise StrategyError(
-                "Horovod under srun needs a build with MPI (make setup with mpicc present); this one has Gloo only"
+                "Horovod under srun needs a build with MPI (make setup with mpicc present); "
+                "this one has Gloo only"
             )
         self._hvd.init()
         if self._hvd.size() != cluster.world_size:
             raise StrategyError(
-                f"{cluster.launcher} started {cluster.world_size} ranks, but Horovod sees {self._hvd.size()}: "
+                f"{cluster.launcher} started {cluster.world_size} ranks, "
+                f"but Horovod sees {self._hvd.size()}: "
                 "is it built with MPI (horovodrun --check-build)?"
             )
-        self.rank, self.local_rank, self.world_size = (
-            self._hvd.rank(),
-            self._hvd.local_rank(),
-            self._hvd.size(),
-        )
+        self.rank: int = self._hvd.rank()
+        self.local_rank: int = self._hvd.local_rank()
+        self.world_size: int = self._hvd.size()
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
@@ -94,8 +95,9 @@ class HorovodStrategy:
 
 @contextlib.contextmanager
 def local_environments(workers: int) -> Iterator[list[dict[str, str]]]:
-    """Environment of each of `workers` ranks on this host, for as long as Horovod's Gloo rendezvous is served.
+    """Environment of each of `workers` ranks on this host.
 
+    It holds for as long as Horovod's Gloo rendezvous is served: inside the `with` block.
     Source: horovod/runner/gloo_run.py; horovodrun does the same and adds ssh.
     """
     _import_horovod(module="horovod.runner")
@@ -135,5 +137,6 @@ def _import_horovod(module: str = "horovod.tensorflow") -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise StrategyError(
-            f"Horovod is not usable here ({error}): build it with `make setup`, or use --strategy multiworker"
+            f"Horovod is not usable here ({error}): "
+            "build it with `make setup`, or use --strategy multiworker"
         ) from error

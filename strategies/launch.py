@@ -1,8 +1,10 @@
-"""Start N ranks on this machine for either strategy; one rank's failure ends all, with its traceback last.
+"""Start N ranks on this machine for either strategy.
+
+One rank's failure ends all, with its traceback last.
 
     python -m strategies.launch --strategy horovod --workers 2 -- python my_training.py
 
-Inside horovodrun, mpirun or srun this is not used: there the launcher has started the ranks already.
+Inside horovodrun, mpirun or srun this is not used: there the launcher has started the ranks.
 """
 
 from __future__ import annotations
@@ -54,11 +56,12 @@ def needed(strategy: str) -> bool:
 def run(command: Sequence[str], *, strategy: str, workers: int) -> int:
     """Run `workers` copies of `command` as the ranks of one job and wait for them.
 
-    Rank 0 writes to this process' output as it is, the others with a prefix. When a rank fails, the others are
-    ended within seconds and the failed rank's traceback is printed last.
+    Rank 0 writes to this process' output as it is, the others with a prefix. When a rank fails,
+    the others are ended within seconds and the failed rank's traceback is printed last.
 
     Returns:
-        0 if all ranks ended well, 2 if the failed rank refused its arguments, 130 if interrupted, else 1.
+        0 if all ranks ended well, 2 if the failed rank refused its arguments, 130 if interrupted,
+        else 1.
     """
     if strategy not in STRATEGIES or strategy == "single":
         raise StrategyError(f"strategy {strategy!r} starts no ranks; horovod and multiworker do")
@@ -132,7 +135,7 @@ class _Rank:
             screen.flush()
 
     def obituary(self) -> str:
-        """What is known of this rank's failure: how it ended, and its last traceback or last lines."""
+        """How this rank failed: how it ended, and its last traceback or last lines."""
         code = self.process.returncode
         how = (
             f"was killed by {signal.Signals(-code).name}"
@@ -141,7 +144,11 @@ class _Rank:
         )
         lines = list(self.tail)
         starts = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent")]
+        verdicts = [line for line in lines if line.startswith("error: ")]
         shown = lines[starts[-1] :] if starts else lines[-5:]
+        # A command's own verdict comes last, even where a library logged a traceback after it.
+        if verdicts and shown[-1] != verdicts[-1]:
+            shown = [*shown, verdicts[-1]]
         return f"rank {self.rank} {how}; the other ranks were ended.\n{''.join(shown)}".rstrip()
 
 
@@ -175,7 +182,10 @@ def _end(ranks: Sequence[_Rank]) -> None:
 
 
 def _share_cores(workers: int) -> list[set[int] | None]:
-    """Disjoint sets of cores, one a rank, so that ranks do not fight for them; None where there are too few."""
+    """Disjoint sets of cores, one a rank; None where there are too few.
+
+    So the ranks do not fight for them.
+    """
     cores = sorted(os.sched_getaffinity(0))
     share = len(cores) // workers
     if share == 0:

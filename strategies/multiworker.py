@@ -1,5 +1,6 @@
-"""tf.distribute's MultiWorkerMirroredStrategy: one process and one device a rank, all-reduce over gRPC or NCCL.
+"""tf.distribute's MultiWorkerMirroredStrategy.
 
+One process and one device a rank, all-reduce over gRPC or NCCL.
 Keras' own fit does not work under it (keras-team/keras#20585; canary test), an explicit loop does.
 """
 
@@ -50,7 +51,8 @@ class MultiWorkerStrategy:
 
     def scope(self) -> AbstractContextManager[Any]:
         """Variables made inside are mirrored: every rank starts with rank 0's values."""
-        return self._strategy.scope()
+        scope: AbstractContextManager[Any] = self._strategy.scope()
+        return scope
 
     def distribute(self, make: Callable[[int, int], Any]) -> Iterable[Any]:
         """This rank's slices, through tf.distribute's own iterator."""
@@ -79,9 +81,10 @@ class MultiWorkerStrategy:
         return np.asarray(total)
 
     def start(self, model: Any, optimizer: Any | None = None) -> None:
-        """Switch the optimizer's own sum off: it comes after clipping and the loss-scale check, ours before.
+        """Switch the optimizer's own sum off.
 
-        `_all_reduce_sum_gradients` is the one private Keras hook that this package relies on (canary test).
+        It comes after clipping and the loss-scale check, ours before. `_all_reduce_sum_gradients`
+        is the one private Keras hook that this package relies on (canary test).
         """
         while optimizer is not None:
             optimizer._all_reduce_sum_gradients = list

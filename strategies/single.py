@@ -19,11 +19,14 @@ class SingleStrategy:
     name = "single"
 
     def __init__(self, cluster: Cluster) -> None:
-        """Refuse a launcher's environment of several ranks: each would train alone and overwrite the others."""
+        """Refuse a launcher's environment of several ranks.
+
+        Each would train alone and overwrite the others.
+        """
         if cluster.world_size > 1:
             raise StrategyError(
-                f"strategy single under {cluster.launcher} with {cluster.world_size} ranks: start one process, or "
-                "choose horovod or multiworker"
+                f"strategy single under {cluster.launcher} with {cluster.world_size} ranks: "
+                "start one process, or choose horovod or multiworker"
             )
         self.rank, self.local_rank, self.world_size = 0, 0, 1
 

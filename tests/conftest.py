@@ -9,7 +9,8 @@ import warnings
 import pytest
 
 with warnings.catch_warnings():
-    # TensorFlow's own import warns where JAX is installed beside it; tests turn our warnings into errors.
+    # TensorFlow's own import warns where JAX is installed beside it; tests turn our warnings into
+    # errors.
     warnings.simplefilter("ignore")
     import tensorflow  # noqa: F401
 

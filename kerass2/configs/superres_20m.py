@@ -1,7 +1,8 @@
 """S2x as in the paper: 20 m bands to 10 m, residual blocks with self-attention, 128 filters.
 
 Command: python -m kerass2.fit superres_20m --strategy horovod --data DIR
-Hardware and score in the paper: 1 to 16 P100 (JURON), 24 h, RMSE 35 to 36 on 45 tiles (DSen2 35.85, bicubic 125.69).
+Hardware and score in the paper: 1 to 16 P100 (JURON), 24 h, RMSE 35 to 36 on 45 tiles
+(DSen2 35.85, bicubic 125.69).
 """
 
 from kerass2.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, RunConfig

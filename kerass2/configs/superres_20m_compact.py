@@ -1,5 +1,6 @@
-"""S2x in small: 20 m bands to 10 m with self-attention and at most 500 k parameters; the default of kerass2.fit.
+"""S2x in small: 20 m bands to 10 m with self-attention, at most 500 k parameters.
 
+The default of kerass2.fit.
 Command: python -m kerass2.fit
 """
 

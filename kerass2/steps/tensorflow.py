@@ -21,10 +21,12 @@ def build_step(
     *,
     xla: bool = False,
 ) -> Callable[[Mapping[str, Any], bool], dict[str, float]]:
-    """A compiled step: (batch of this rank, this rank wants to stop) -> {"loss": global loss, "stop": ranks wanting}.
+    """A compiled step.
 
-    Loss = sum(per-example loss) / global_batch + regularisation / world_size on each rank; gradients, loss and the
-    wish to stop are summed in one all-reduce, so that every rank sees the same numbers and stops at the same step.
+    (batch of this rank, this rank wants to stop) -> {"loss": global loss, "stop": ranks wanting}.
+    Loss = sum(per-example loss) / global_batch + regularisation / world_size on each rank;
+    gradients, loss and the wish to stop are summed in one all-reduce, so that every rank sees the
+    same numbers and stops at the same step.
     """
     weights = model.trainable_variables
 

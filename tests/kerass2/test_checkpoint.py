@@ -51,7 +51,10 @@ def test_keeps_the_newest(tmp_path):
     model, optimizer = make()
     for step in (1, 2, 10, 3):
         checkpoint.save(tmp_path, step, model, optimizer, keep=2)
-    assert [path.name for path in checkpoint.find(tmp_path)] == ["step-00000010.npz", "step-00000003.npz"]
+    assert [path.name for path in checkpoint.find(tmp_path)] == [
+        "step-00000010.npz",
+        "step-00000003.npz",
+    ]
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -85,7 +88,7 @@ def test_a_cut_file_is_found(tmp_path):
 
 def test_another_models_checkpoint_is_refused(tmp_path):
     path = checkpoint.save(tmp_path, 1, *make(3), keep=1)
-    with pytest.raises(DataError, match="checkpoint of another model.*kernel"):
+    with pytest.raises(DataError, match=r"checkpoint of another model.*kernel"):
         checkpoint.restore(path, *make(5))
 
 

@@ -13,7 +13,9 @@ from kerass2.config import ConfigError, Experiment, RunConfig
 
 
 def test_every_experiment_loads_and_survives_json():
-    assert {"superres_20m", "superres_20m_compact", "dsen2_20m", "dsen2_20m_compact"} <= set(config.names())
+    assert {"superres_20m", "superres_20m_compact", "dsen2_20m", "dsen2_20m_compact"} <= set(
+        config.names()
+    )
     for name in config.names():
         experiment = config.load(name)
         assert experiment.name == name
@@ -22,7 +24,10 @@ def test_every_experiment_loads_and_survives_json():
 
 
 def test_unknown_experiment_lists_what_exists():
-    with pytest.raises(ConfigError, match=r"unknown experiment 'superes_20m' \(did you mean 'superres_20m.*dsen2_20m"):
+    with pytest.raises(
+        ConfigError,
+        match=r"unknown experiment 'superes_20m' \(did you mean 'superres_20m.*dsen2_20m",
+    ):
         config.load("superes_20m")
 
 
@@ -48,7 +53,10 @@ def test_override(setting, path, expected):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("run.global_bach=64", r"unknown key 'run.global_bach' \(did you mean 'run.global_batch'\?\).*run.steps"),
+        (
+            "run.global_bach=64",
+            r"unknown key 'run.global_bach' \(did you mean 'run.global_batch'\?\).*run.steps",
+        ),
         ("nothing=1", "unknown key 'nothing'.*model.name"),
         ("run=1", "run"),
         ("model.name.first=1", "unknown key"),
@@ -63,10 +71,14 @@ def test_wrong_overrides(setting, message):
         config.override(Experiment("x"), [setting])
 
 
-@pytest.mark.parametrize(("batch", "ranks", "nearest"), [(64, 3, "63 or 66"), (2, 3, "3"), (128, 5, "125 or 130")])
+@pytest.mark.parametrize(
+    ("batch", "ranks", "nearest"), [(64, 3, "63 or 66"), (2, 3, "3"), (128, 5, "125 or 130")]
+)
 def test_ranks_that_do_not_divide_the_batch(batch, ranks, nearest):
     experiment = Experiment("x", run=RunConfig(global_batch=batch))
-    with pytest.raises(ConfigError, match=f"batch of {batch} cannot be shared by {ranks} ranks.*fit: {nearest}$"):
+    with pytest.raises(
+        ConfigError, match=f"batch of {batch} cannot be shared by {ranks} ranks.*fit: {nearest}$"
+    ):
         config.with_global_batch(experiment, ranks)
 
 
@@ -92,8 +104,16 @@ def test_num_steps():
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("90s", 90), ("15m", 900), ("4h", 14400), ("1h30m", 5400), ("0.5h", 1800)]
-    + [("04:00:00", 14400), ("1-00:00:01", 86401)],
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("15m", 900),
+        ("4h", 14400),
+        ("1h30m", 5400),
+        ("0.5h", 1800),
+        ("04:00:00", 14400),
+        ("1-00:00:01", 86401),
+    ],
 )
 def test_durations(text, seconds):
     assert config.parse_duration(text) == seconds

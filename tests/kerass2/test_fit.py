@@ -1,4 +1,7 @@
-"""kerass2.fit as a user runs it: real processes, files left behind, the same weights by every road, clear refusals."""
+"""kerass2.fit as a user runs it.
+
+Real processes, files left behind, the same weights by every road, clear refusals.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,14 @@ import time
 import numpy as np
 import pytest
 
-TINY = ("--set", "model.options.filters=8", "--set", "model.options.blocks=2", "--set", "run.precision=float32")
+TINY = (
+    "--set",
+    "model.options.filters=8",
+    "--set",
+    "model.options.blocks=2",
+    "--set",
+    "run.precision=float32",
+)
 SHORT = (*TINY, "--set", "run.global_batch=12", "--set", "run.log_every=1")
 STRATEGIES = ("single", "horovod", "multiworker")
 
@@ -30,7 +40,9 @@ def weights(workdir: pathlib.Path) -> np.ndarray:
     """All weights of the newest checkpoint in one vector."""
     path = max((workdir / "checkpoints").glob("step-*.npz"))
     with np.load(path) as file:
-        return np.concatenate([file[name].ravel() for name in sorted(file.files) if name.startswith("model/")])
+        return np.concatenate(
+            [file[name].ravel() for name in sorted(file.files) if name.startswith("model/")]
+        )
 
 
 def log_lines(workdir: pathlib.Path) -> list[dict]:
@@ -38,7 +50,9 @@ def log_lines(workdir: pathlib.Path) -> list[dict]:
 
 
 def fit(run_command, prepared, workdir, *arguments, **environment):
-    return run_command("fit", "--data", prepared, "--workdir", workdir, *SHORT, *arguments, **environment)
+    return run_command(
+        "fit", "--data", prepared, "--workdir", workdir, *SHORT, *arguments, **environment
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +76,20 @@ def trained(run_command, prepared, tmp_path_factory):
 def test_leaves_everything_in_the_workdir(trained, strategy):
     workdir, result = trained(strategy)
     names = {path.name for path in workdir.iterdir()}
-    assert names == {"experiment.json", "data.json", "log.jsonl", "tensorboard", "checkpoints", "model.keras"}
+    assert names == {
+        "experiment.json",
+        "data.json",
+        "log.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "model.keras",
+    }
     lines = [line for line in log_lines(workdir) if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, 13))
-    assert all(line.keys() == {"step", "loss", "learning_rate", "patches_per_second", "seconds"} for line in lines)
+    assert all(
+        line.keys() == {"step", "loss", "learning_rate", "patches_per_second", "seconds"}
+        for line in lines
+    )
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert any((workdir / "tensorboard").glob("events.out.tfevents.*"))
     ranks = 1 if strategy == "single" else 2
@@ -78,7 +102,10 @@ def test_leaves_everything_in_the_workdir(trained, strategy):
 def test_ranks_give_the_weights_of_one_process(trained, strategy):
     one, two = weights(trained("single")[0]), weights(trained(strategy)[0])
     assert np.linalg.norm(two - one) / np.linalg.norm(one) <= 1e-5
-    losses = [[line["loss"] for line in log_lines(trained(s)[0]) if "loss" in line] for s in ("single", strategy)]
+    losses = [
+        [line["loss"] for line in log_lines(trained(s)[0]) if "loss" in line]
+        for s in ("single", strategy)
+    ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
@@ -90,7 +117,16 @@ def test_the_saved_experiment_is_resolved(trained):
 
 
 def start(prepared, workdir, *arguments) -> subprocess.Popen:
-    command = [sys.executable, "-m", "kerass2.fit", "--data", str(prepared), "--workdir", str(workdir), *SHORT]
+    command = [
+        sys.executable,
+        "-m",
+        "kerass2.fit",
+        "--data",
+        str(prepared),
+        "--workdir",
+        str(workdir),
+        *SHORT,
+    ]
     return subprocess.Popen([*command, *map(str, arguments)], stdout=subprocess.DEVNULL)
 
 
@@ -104,14 +140,19 @@ def test_resume_after_kill_gives_the_unbroken_weights(run_command, prepared, tmp
     process = start(prepared, broken, *options)
     step = random.Random(os.urandom(8)).randint(5, 25)
     deadline = time.monotonic() + 120
-    while not (broken / "log.jsonl").exists() or len((broken / "log.jsonl").read_text().splitlines()) < step:
+    while (
+        not (broken / "log.jsonl").exists()
+        or len((broken / "log.jsonl").read_text().splitlines()) < step
+    ):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (broken / "model.keras").exists()
-    resumed = run_command("fit", "--workdir", broken, "--data", prepared, "--resume", "--strategy", strategy)
+    resumed = run_command(
+        "fit", "--workdir", broken, "--data", prepared, "--resume", "--strategy", strategy
+    )
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after" in resumed.stdout
     found, expected = weights(broken), weights(tmp_path / "unbroken")
@@ -128,7 +169,15 @@ def test_max_time_ends_all_ranks_at_the_same_step(run_command, prepared, tmp_pat
     need(strategy)
     begin = time.monotonic()
     result = fit(
-        run_command, prepared, tmp_path / "w", "--steps", 10**6, "--max-time", "2s", "--strategy", strategy
+        run_command,
+        prepared,
+        tmp_path / "w",
+        "--steps",
+        10**6,
+        "--max-time",
+        "2s",
+        "--strategy",
+        strategy,
     )
     assert result.returncode == 0, result.stderr
     assert time.monotonic() - begin < 90
@@ -141,11 +190,26 @@ def test_max_time_ends_all_ranks_at_the_same_step(run_command, prepared, tmp_pat
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_loss_that_is_not_finite_stops_all_ranks(run_command, prepared, tmp_path, strategy):
     need(strategy)
-    explode = ("--set", "optimizer.name=sgd", "--set", "optimizer.schedule=constant", "--set", "run.checkpoint_every=1")
+    explode = (
+        "--set",
+        "optimizer.name=sgd",
+        "--set",
+        "optimizer.schedule=constant",
+        "--set",
+        "run.checkpoint_every=1",
+    )
     result = fit(
-        run_command, prepared, tmp_path / "w", "--steps", 50, "--strategy", strategy,
-        *explode, "--set", "optimizer.learning_rate=1e25",
-    )  # fmt: skip
+        run_command,
+        prepared,
+        tmp_path / "w",
+        "--steps",
+        50,
+        "--strategy",
+        strategy,
+        *explode,
+        "--set",
+        "optimizer.learning_rate=1e25",
+    )
     assert result.returncode == 1, result.stderr
     assert "the loss is" in result.stderr.splitlines()[-1]
     step = int(result.stderr.rsplit("at step ", 1)[1].split(";")[0])
@@ -172,7 +236,11 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(run_command, prepared, tmp_pa
         (["--steps", "3", "--epochs", "2"], 2, "--epochs 2 and --steps 3"),
         (["--resume", "--overwrite"], 2, "exclude each other"),
         (["--max-time", "soon"], 2, "'soon' is no duration"),
-        (["--strategy", "multiworker", "--workers", "5"], 2, "batch of 12 cannot be shared by 5 ranks.*10 or 15"),
+        (
+            ["--strategy", "multiworker", "--workers", "5"],
+            2,
+            "batch of 12 cannot be shared by 5 ranks.*10 or 15",
+        ),
         (["--strategy", "single", "--workers", "2"], 2, "--workers 2 with --strategy single"),
         (["--set", "run.global_batch=100000"], 1, "100000"),
         (["--data", "nowhere"], 1, "nowhere"),
@@ -222,7 +290,9 @@ def damage(folder: pathlib.Path, how: str) -> None:
 def test_a_damaged_shard_is_named(run_command, prepared, tmp_path, how, strategy):
     shutil.copytree(prepared, tmp_path / "data")
     damage(tmp_path / "data", how)
-    result = fit(run_command, tmp_path / "data", tmp_path / "w", "--steps", 5, "--strategy", strategy)
+    result = fit(
+        run_command, tmp_path / "data", tmp_path / "w", "--steps", 5, "--strategy", strategy
+    )
     assert result.returncode == 1, result.stderr
     last = result.stderr.splitlines()[-1]
     assert "error:" in last
@@ -234,8 +304,17 @@ def test_a_damaged_shard_is_named(run_command, prepared, tmp_path, how, strategy
 def test_more_workers_than_cores_is_said(run_command, prepared, tmp_path):
     workers = len(os.sched_getaffinity(0)) + 1
     result = fit(
-        run_command, prepared, tmp_path / "w", "--steps", 2, "--strategy", "multiworker",
-        "--workers", workers, "--set", f"run.global_batch={workers}",
-    )  # fmt: skip
+        run_command,
+        prepared,
+        tmp_path / "w",
+        "--steps",
+        2,
+        "--strategy",
+        "multiworker",
+        "--workers",
+        workers,
+        "--set",
+        f"run.global_batch={workers}",
+    )
     assert result.returncode == 0, result.stderr
     assert f"warning: {workers} workers share {workers - 1} cores" in result.stderr

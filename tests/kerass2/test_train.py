@@ -1,4 +1,4 @@
-"""The loop, with a step that is plain Python: what it calls, when it stops, and at which step it fails."""
+"""The loop with a step in plain Python: what it calls, when it stops, at which step it fails."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ def test_goes_on_where_it_was():
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_stops_at_its_step(bad):
     saved: list[int] = []
+    losses = iter([1.0] * 5 + [bad])
     with pytest.raises(TrainingError, match="at step 6"):
         train(
-            step=lambda batch, stop, values=iter([1.0] * 5 + [bad]): {"loss": next(values), "stop": 0.0},
+            step=lambda batch, stop: {"loss": next(losses), "stop": 0.0},
             batches=itertools.repeat({}),
             first_step=0,
             num_steps=10,
@@ -74,8 +75,9 @@ def test_deadline_ends_after_the_step_in_progress():
 
 
 def test_the_wish_of_another_rank_to_stop_counts():
+    steps = itertools.count(1)
     done = train(
-        step=lambda batch, stop, count=itertools.count(1): {"loss": 1.0, "stop": float(next(count) == 3)},
+        step=lambda batch, stop: {"loss": 1.0, "stop": float(next(steps) == 3)},
         batches=itertools.repeat({}),
         first_step=0,
         num_steps=10,

@@ -1,4 +1,7 @@
-"""What the equality tests train: networks, optimizers, data. Shared by ranks and reference; imports no strategy."""
+"""What the equality tests train: networks, optimizers, data.
+
+Shared by ranks and reference; imports no strategy.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,30 @@ CASES = tuple(itertools.product(MODELS, OPTIMIZERS, CLIPS))
 
 
 def build_model(name: str, *, reference: bool = False) -> keras.Model:
-    """A small network; the reference of synchronised statistics is Keras' own layer on the whole batch."""
+    """A small network.
+
+    The reference of synchronised statistics is Keras' own layer on the whole batch.
+    """
     if name in ("s2x", "dsen2"):
         model = models.build(name, filters=8, blocks=2)
         for variable in model.trainable_variables:
             if variable.name == "gamma":
-                variable.assign(np.full(variable.shape, 0.1, np.float32))  # so that attention takes part
+                variable.assign(
+                    np.full(variable.shape, 0.1, np.float32)
+                )  # so that attention takes part
         return model
     synchronised = name == "batch_norm_synchronised" and not reference
     normalise = SyncBatchNormalization if synchronised else keras.layers.BatchNormalization
     fine = keras.Input((None, None, 4), name="gsd10")
     coarse = keras.Input((None, None, 6), name="gsd20")
-    x = keras.layers.Conv2D(8, 3, padding="same", use_bias=False, kernel_regularizer=keras.regularizers.L2(1e-3), name="c1")(fine)
+    x = keras.layers.Conv2D(
+        8,
+        3,
+        padding="same",
+        use_bias=False,
+        kernel_regularizer=keras.regularizers.L2(1e-3),
+        name="c1",
+    )(fine)
     x = normalise(momentum=0.9, name="n1")(x)
     x = keras.layers.ReLU(name="r1")(x)
     x = keras.layers.Conv2D(8, 3, padding="same", use_bias=False, name="c2")(x)
@@ -40,7 +55,7 @@ def build_model(name: str, *, reference: bool = False) -> keras.Model:
 
 
 def build_optimizer(name: str, clip: float | None) -> keras.optimizers.Optimizer:
-    """Adam or SGD with Nesterov momentum; clip is the norm to which the summed gradient is clipped."""
+    """Adam or SGD with Nesterov momentum; clip is the largest norm of the summed gradient."""
     if name == "adam":
         return keras.optimizers.Adam(1e-3, global_clipnorm=clip)
     return keras.optimizers.SGD(1e-2, momentum=0.9, nesterov=True, global_clipnorm=clip)
@@ -50,7 +65,9 @@ def initial_weights(model: keras.Model) -> list[np.ndarray]:
     """The model's weights, drawn anew by numpy: the same in every process, whatever Keras' seed."""
     rng = np.random.default_rng(7)
     return [
-        np.asarray(v) if np.asarray(v).ndim < 2 else (0.2 * rng.standard_normal(v.shape)).astype(np.float32)
+        np.asarray(v)
+        if np.asarray(v).ndim < 2
+        else (0.2 * rng.standard_normal(v.shape)).astype(np.float32)
         for v in model.trainable_variables
     ]
 
@@ -61,7 +78,9 @@ def global_batch(step: int) -> dict[str, dict[str, np.ndarray]]:
     brightness = np.linspace(0.2, 2.0, GLOBAL_BATCH, dtype=np.float32)[:, None, None, None]
 
     def draw(size: int, bands: int) -> np.ndarray:
-        return brightness * rng.gamma(4.0, 0.05, (GLOBAL_BATCH, size, size, bands)).astype(np.float32)
+        return brightness * rng.gamma(4.0, 0.05, (GLOBAL_BATCH, size, size, bands)).astype(
+            np.float32
+        )
 
     return {
         "inputs": {"gsd10": draw(8, 4), "gsd20": draw(4, 6)},

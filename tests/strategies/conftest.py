@@ -1,4 +1,4 @@
-"""The ranks' scripts in this folder are programs of their own; the tests share `cases` with them."""
+"""The ranks' scripts in this folder are programs of their own; tests share `cases` with them."""
 
 import pathlib
 import sys

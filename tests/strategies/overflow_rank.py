@@ -1,4 +1,7 @@
-"""float16 with dynamic loss scaling; in step 1 rank 1's gradient is infinite. python overflow_rank.py STRATEGY OUT."""
+"""float16 with dynamic loss scaling; in step 1 rank 1's gradient is infinite.
+
+python overflow_rank.py STRATEGY OUT. Run by strategies.launch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strict canaries: they say when Keras or Horovod repairs, or moves, what this package works around."""
+"""Strict canaries: they say when Keras or Horovod repairs, or moves, what we work around."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def run_ranks(strategy: str, code: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="keras-team/keras#20585: fit fails under MultiWorkerMirroredStrategy")
+@pytest.mark.xfail(
+    strict=True, reason="keras-team/keras#20585: fit fails under MultiWorkerMirroredStrategy"
+)
 def test_keras_fit_under_multiworker():
     result = run_ranks(
         "multiworker",
@@ -40,7 +42,9 @@ def test_keras_fit_under_multiworker():
 
 
 @pytest.mark.horovod
-@pytest.mark.xfail(strict=True, reason="Keras 3 never calls the hooks of Horovod's optimizer: nothing is reduced")
+@pytest.mark.xfail(
+    strict=True, reason="Keras 3 never calls the hooks of Horovod's optimizer: nothing is reduced"
+)
 def test_horovods_keras_optimizer_reduces(tmp_path):
     pytest.importorskip("horovod", reason="Horovod is not built here")
     result = run_ranks(
@@ -48,7 +52,8 @@ def test_horovods_keras_optimizer_reduces(tmp_path):
         f"""
         import horovod.tensorflow.keras as hvd, keras, numpy as np
         hvd.init()
-        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+        dense = keras.layers.Dense(1, kernel_initializer="zeros")
+        model = keras.Sequential([keras.Input((2,)), dense])
         model.compile(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse")
         x = np.full((4, 2), 1.0 + hvd.rank())
         model.fit(x, np.ones((4, 1)), batch_size=4, verbose=0)
@@ -75,7 +80,10 @@ def test_horovods_canary_fails_for_its_reason(tmp_path):
 
 
 def test_the_private_hook_of_keras_optimizers_is_there():
-    """strategies/multiworker.py replaces it on the instance: (gradients and variables) -> the same, summed."""
+    """strategies/multiworker.py replaces it on the instance.
+
+    (gradients and variables) -> the same, summed.
+    """
     import keras
 
     hook = keras.optimizers.Adam()._all_reduce_sum_gradients
@@ -84,7 +92,7 @@ def test_the_private_hook_of_keras_optimizers_is_there():
 
 
 def test_keras_calls_the_private_hook_once_a_step():
-    """If Keras stopped calling it, or called another, gradients would be summed twice under multiworker."""
+    """If Keras stopped calling it, or called another, multiworker would sum gradients twice."""
     import keras
     import tensorflow as tf
 

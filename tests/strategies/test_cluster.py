@@ -53,7 +53,10 @@ SRUN = BATCH_SCRIPT | {
     [
         ({}, Cluster("none")),
         (BATCH_SCRIPT, Cluster("none")),
-        ({"TF_CONFIG": TF_CONFIG}, Cluster("tf_config", 1, 3, 1, 2, ("a", "a", "b"), "a:1,a:2,b:1")),
+        (
+            {"TF_CONFIG": TF_CONFIG},
+            Cluster("tf_config", 1, 3, 1, 2, ("a", "a", "b"), "a:1,a:2,b:1"),
+        ),
         (HOROVODRUN, Cluster("horovodrun", 3, 4, 1, 2, job="horovod:4711")),
         (OPENMPI, Cluster("openmpi", 1, 2, 1, 2, job="3520790529")),
         (SRUN, Cluster("slurm", 2, 3, 0, 1, ("jwb0001", "jwb0001", "jwb0002"), "77.0")),
@@ -107,7 +110,8 @@ def test_expand_nodelist_keeps_every_node(numbers):
 
 def test_tf_config_is_the_same_on_all_ranks_but_for_the_index():
     configs = [
-        json.loads(tf_config(Cluster("slurm", rank, 3, 0, 1, ("a", "b", "b"), job="9.0"))) for rank in range(3)
+        json.loads(tf_config(Cluster("slurm", rank, 3, 0, 1, ("a", "b", "b"), job="9.0")))
+        for rank in range(3)
     ]
     assert [config["task"]["index"] for config in configs] == [0, 1, 2]
     workers = configs[0]["cluster"]["worker"]

@@ -1,7 +1,7 @@
 """Both strategies, on 2 and 3 real ranks, against one process that never imports them.
 
-The norm is over all weights: a weight whose true gradient is zero (an attention bias: softmax is shift-invariant)
-holds rounding noise, so elementwise relative differences mean nothing.
+The norm is over all weights: a weight whose true gradient is zero (an attention bias: softmax is
+shift-invariant) holds rounding noise, so elementwise relative differences mean nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ def run_ranks(out: pathlib.Path, strategy: str, workers: int, script: str, *argu
     launcher = ["-m", "strategies.launch", "--strategy", strategy, "--workers", str(workers), "--"]
     command = [sys.executable, str(HERE / script), strategy, str(out), *arguments]
     result = subprocess.run(
-        [sys.executable, *launcher, *command], capture_output=True, text=True, env=ENVIRONMENT, timeout=500
+        [sys.executable, *launcher, *command],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=500,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
@@ -49,7 +53,9 @@ def distance(a: list[np.ndarray], b: list[np.ndarray]) -> tuple[float, float]:
     """||a - b|| / ||b|| over all weights, and max |a - b|."""
     flat_a, flat_b = (np.concatenate([w.ravel() for w in x]).astype(np.float64) for x in (a, b))
     difference = flat_a - flat_b
-    return float(np.linalg.norm(difference) / np.linalg.norm(flat_b)), float(np.abs(difference).max())
+    return float(np.linalg.norm(difference) / np.linalg.norm(flat_b)), float(
+        np.abs(difference).max()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +66,11 @@ def reference(tmp_path_factory) -> Weights:
     return load(path)
 
 
-@pytest.fixture(scope="module", params=[(s, n) for s in STRATEGIES for n in (2, 3)], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(
+    scope="module",
+    params=[(s, n) for s in STRATEGIES for n in (2, 3)],
+    ids=lambda p: f"{p[0]}-{p[1]}",
+)
 def trained(request, tmp_path_factory) -> tuple[int, list[Weights]]:
     strategy, workers = request.param
     out = tmp_path_factory.mktemp("ranks")

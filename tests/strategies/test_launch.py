@@ -1,4 +1,7 @@
-"""Ranks as real processes: output, prefixes, deaths. The ranks here are plain Python: no TensorFlow is needed."""
+"""Ranks as real processes: output, prefixes, deaths.
+
+The ranks here are plain Python: no TensorFlow is needed.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,21 @@ import pytest
 from strategies import launch
 
 
-def run_ranks(code: str, *, workers: int = 2, strategy: str = "multiworker", **kwargs) -> subprocess.CompletedProcess:
-    prelude = "import json, os, sys, time; rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
-    command = [sys.executable, "-m", "strategies.launch", "--strategy", strategy, "--workers", str(workers)]
+def run_ranks(
+    code: str, *, workers: int = 2, strategy: str = "multiworker", **kwargs
+) -> subprocess.CompletedProcess:
+    prelude = (
+        "import json, os, sys, time; rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "strategies.launch",
+        "--strategy",
+        strategy,
+        "--workers",
+        str(workers),
+    ]
     return subprocess.run(
         [*command, "--", sys.executable, "-c", prelude + code],
         capture_output=True,
@@ -69,8 +84,19 @@ def test_a_rank_that_ignores_sigterm_is_ended_too(tmp_path):
 def test_ranks_do_not_outlive_a_killed_launcher(tmp_path):
     code = f"import os, time; open({str(tmp_path)!r} + f'/{{os.getpid()}}', 'w'); time.sleep(600)"
     launcher = subprocess.Popen(
-        [sys.executable, "-m", "strategies.launch", "--strategy", "multiworker", "--workers", "2", "--"]
-        + [sys.executable, "-c", code]
+        [
+            sys.executable,
+            "-m",
+            "strategies.launch",
+            "--strategy",
+            "multiworker",
+            "--workers",
+            "2",
+            "--",
+            sys.executable,
+            "-c",
+            code,
+        ]
     )
     _until(lambda: len(list(tmp_path.iterdir())) == 2)
     launcher.send_signal(signal.SIGKILL)
@@ -104,7 +130,9 @@ def test_command_line_errors():
     nothing = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert nothing.returncode == 2
     assert "no command" in nothing.stderr
-    zero = subprocess.run([*command, "--workers", "-1", "--", "true"], capture_output=True, text=True, timeout=60)
+    zero = subprocess.run(
+        [*command, "--workers", "-1", "--", "true"], capture_output=True, text=True, timeout=60
+    )
     assert zero.returncode == 1
     assert "at least 1 rank" in zero.stderr
 

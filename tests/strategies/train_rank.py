@@ -1,4 +1,7 @@
-"""One rank of the equality tests: python train_rank.py STRATEGY OUT [broken]. Run by strategies.launch."""
+"""One rank of the equality tests.
+
+python train_rank.py STRATEGY OUT [broken]. Run by strategies.launch.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,26 @@ from kerass2.models.layers import synchronise_statistics
 from kerass2.steps.tensorflow import build_step
 
 
-def train(strategy: strategies.Strategy, name: str, optimizer_name: str, clip: float | None) -> list[np.ndarray]:
+def train(
+    strategy: strategies.Strategy, name: str, optimizer_name: str, clip: float | None
+) -> list[np.ndarray]:
     keras.utils.set_random_seed(strategy.rank)
     with strategy.scope():
         model = cases.build_model(name)
         optimizer = cases.build_optimizer(optimizer_name, clip)
         optimizer.build(model.trainable_variables)
     if strategy.is_chief:  # the others keep what their own seed gave them
-        for variable, value in zip(model.trainable_variables, cases.initial_weights(model), strict=True):
+        for variable, value in zip(
+            model.trainable_variables, cases.initial_weights(model), strict=True
+        ):
             if variable.name != "gamma":
                 variable.assign(value)
-    if strategy.name == "multiworker":  # variables are mirrored when they are made, so all ranks assign
-        for variable, value in zip(model.trainable_variables, cases.initial_weights(model), strict=True):
+    if (
+        strategy.name == "multiworker"
+    ):  # variables are mirrored when they are made, so all ranks assign
+        for variable, value in zip(
+            model.trainable_variables, cases.initial_weights(model), strict=True
+        ):
             if variable.name != "gamma":
                 variable.assign(value)
     synchronise_statistics(model, strategy.sum_gradients)

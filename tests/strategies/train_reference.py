@@ -1,4 +1,7 @@
-"""The same training in one process, in plain Keras and TensorFlow; imports no strategy. python ... OUT."""
+"""The same training in one process, in plain Keras and TensorFlow; imports no strategy.
+
+python train_reference.py OUT.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,14 @@ import tensorflow as tf
 
 
 def train(name: str, optimizer_name: str, clip: float | None, parts: int) -> list[np.ndarray]:
-    """Steps on the whole global batch, in `parts` that normalise by themselves; the gradient is that of the sum."""
+    """Steps on the whole global batch, in `parts` that normalise by themselves.
+
+    The gradient is that of the sum.
+    """
     model = cases.build_model(name, reference=True)
-    for variable, value in zip(model.trainable_variables, cases.initial_weights(model), strict=True):
+    for variable, value in zip(
+        model.trainable_variables, cases.initial_weights(model), strict=True
+    ):
         if variable.name != "gamma":
             variable.assign(value)
     optimizer = cases.build_optimizer(optimizer_name, clip)
@@ -24,7 +32,10 @@ def train(name: str, optimizer_name: str, clip: float | None, parts: int) -> lis
     def gradient(inputs, target):
         with tf.GradientTape() as tape:
             prediction = model(inputs, training=True)["superres_20m"]
-            loss = tf.reduce_sum(tf.reduce_mean(tf.abs(target - prediction), (1, 2, 3))) / cases.GLOBAL_BATCH
+            loss = (
+                tf.reduce_sum(tf.reduce_mean(tf.abs(target - prediction), (1, 2, 3)))
+                / cases.GLOBAL_BATCH
+            )
             loss += sum(model.losses) / parts
         return tape.gradient(loss, [v.value for v in model.trainable_variables])
 

@@ -1,0 +1,68 @@
+"""Losses: one number for each example, from which the training step forms sum / global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from keras import ops
+
+from kerass2.config import ConfigError
+
+Loss = Callable[[Any, Any], Any]
+
+CHARBONNIER_EPSILON = 1e-3
+"""Reflectance below which the Charbonnier loss turns from linear to quadratic; 10 DN."""
+
+
+def l1(target: Any, prediction: Any) -> Any:
+    """Mean absolute difference of each example, the loss of DSen2.
+
+    Args:
+        target: (batch, ...) reflectance [1].
+        prediction: the same shape.
+
+    Returns:
+        (batch,) float32.
+    """
+    return _mean(ops.abs(_difference(target, prediction)))
+
+
+def l2(target: Any, prediction: Any) -> Any:
+    """Mean squared difference of each example; arguments and result as l1."""
+    return _mean(ops.square(_difference(target, prediction)))
+
+
+def charbonnier(target: Any, prediction: Any) -> Any:
+    """Mean of sqrt(d^2 + epsilon^2) - epsilon of each example: a smooth l1; arguments as l1."""
+    squared = ops.square(_difference(target, prediction)) + CHARBONNIER_EPSILON**2
+    return _mean(ops.sqrt(squared)) - CHARBONNIER_EPSILON
+
+
+# Name in an experiment -> function. A new loss is one function and one line here.
+LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "charbonnier": charbonnier}
+
+
+def get(name: str) -> Loss:
+    """The loss of that name.
+
+    Raises:
+        ConfigError: there is none; the message lists those there are.
+    """
+    if name not in LOSSES:
+        raise ConfigError(f"unknown loss {name!r}; there are: {', '.join(LOSSES)}")
+    return LOSSES[name]
+
+
+def _difference(target: Any, prediction: Any) -> Any:
+    """Float32 difference. Equal shapes are demanded: broadcasting would hide a wrong target."""
+    if tuple(target.shape)[1:] != tuple(prediction.shape)[1:]:
+        raise ValueError(
+            f"target {tuple(target.shape)} and prediction {tuple(prediction.shape)} differ in shape"
+        )
+    return ops.cast(prediction, "float32") - ops.cast(target, "float32")
+
+
+def _mean(values: Any) -> Any:
+    """Mean over all axes but the first."""
+    return ops.mean(values, axis=tuple(range(1, len(values.shape))))
