@@ -1,1 +1,4 @@
-"""Measures. Imports everything, nobody imports it. Records are JSON lines; claims in the README come from them."""
+"""Measures. Imports everything, nobody imports it.
+
+Records are JSON lines; the README's figures come from them.
+"""

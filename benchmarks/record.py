@@ -1,4 +1,7 @@
-"""Records: what was measured, where, with which software; every figure with its unit, spread and number of repeats."""
+"""Records: what was measured, where, with which software.
+
+Every figure has its unit, spread and number of repeats.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ PACKAGES = ("kerass2", "keras", "tensorflow-cpu", "tensorflow", "horovod", "nump
 
 
 def figure(values: Sequence[float], unit: str, *, warm_up: int = 0) -> dict[str, Any]:
-    """Median and quartiles of repeated measurements; `warm_up` of them were made before and left out."""
+    """Median and quartiles of measurements; `warm_up` more were made before and left out."""
     low, median, high = (
         float(q) for q in np.percentile(np.asarray(values, np.float64), (25, 50, 75))
     )

@@ -1,1 +1,1 @@
-"""Pixels on disk to tf.data of dict examples. Imports nothing of strategies, kerass2 or benchmarks."""
+"""Pixels on disk to tf.data of dict examples. Imports nothing of ours."""

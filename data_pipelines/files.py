@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary sibling of `path` to write a file or make a folder at; it takes `path`'s place at the end.
+    """A temporary sibling to write a file or make a folder at; it takes `path`'s place at the end.
 
-    After an error nothing is left of it, and what stood at `path` still stands there. The suffix is kept, since
-    many writers choose a format by it.
+    After an error nothing is left of it, and what stood at `path` still stands there. The suffix is
+    kept, since many writers choose a format by it.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,7 @@
-"""The contracts of a data set: what one example holds (TensorSpec, DatasetSpec) and how it is read (Source)."""
+"""The contracts of a data set: what one example holds, and how it is read.
+
+TensorSpec and DatasetSpec say the first, Source the second.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ import numpy as np
 
 SPLITS = ("train", "validation", "test")
 
-# {"inputs": {name: (n, y, x, band)}, "targets": {name: (n, y, x, band)}, "patch_id": (n,) str}, dtypes as stored.
+# {"inputs": {name: (n, y, x, band)}, "targets": {name: (n, y, x, band)}, "patch_id": (n,) str},
+# dtypes as stored.
 Batch = dict[str, Any]
 
 
 class DataError(ValueError):
-    """Input data is missing, damaged or of another kind; the message names file, found and expected."""
+    """Input is missing, damaged or of another kind; the message says file, found, expected."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +32,7 @@ class TensorSpec:
     bands: tuple[str, ...]
     """Band names in storage order, e.g. ("B02", "B03"); one for each entry of the last axis."""
     gsd: float
-    """Ground sampling distance of a stored pixel [m]; after Wald's protocol that of the degraded grid."""
+    """Ground sampling distance of a stored pixel [m]; after Wald's protocol the degraded one."""
     dtype: str = "uint16"
     """numpy name of the stored type."""
     scale: float = 1e-4
@@ -88,15 +92,15 @@ class DatasetSpec:
     def describe(self) -> str:
         """One line: task, then name, bands and shape of each array."""
         arrays = [
-            f"{kind} {name} {'x'.join(map(str, spec.shape))} {','.join(spec.bands)} at {spec.gsd:g} m"
+            f"{kind} {name} {'x'.join(map(str, t.shape))} {','.join(t.bands)} at {t.gsd:g} m"
             for kind, group in (("input", self.inputs), ("target", self.targets))
-            for name, spec in group.items()
+            for name, t in group.items()
         ]
         return f"{self.task}: {'; '.join(arrays)}"
 
 
 class Source(Protocol):
-    """Random access to the examples of one split. Order, shares and shuffling are batching.py's business."""
+    """Random access to the examples of one split; order and shares are batching.py's business."""
 
     spec: DatasetSpec
     split: str
@@ -115,5 +119,5 @@ class Source(Protocol):
 
 
 def json_text(value: Any) -> str:
-    """JSON as every file of the package has it: indented, keys in the order given, newline at the end."""
+    """JSON as all files of the package have it: indented, in the order given, newline at the end."""
     return json.dumps(value, indent=2) + "\n"
