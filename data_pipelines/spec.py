@@ -119,5 +119,5 @@ class Source(Protocol):
 
 
 def json_text(value: Any) -> str:
-    """JSON as all files of the package have it: indented, in the order given, newline at the end."""
+    """JSON as all our files have it: indented, in the order given, newline at the end."""
     return json.dumps(value, indent=2) + "\n"

@@ -286,6 +286,8 @@ def _finish(
     job: Job, strategy: Strategy, training: _Training, done: int, log: TrainingLog | NoLog
 ) -> None:
     """Validate on all ranks, and save the model."""
+    import numpy as np
+
     from data_pipelines import tfrecord
     from data_pipelines.files import replacing
     from kerass2 import evaluate
@@ -305,6 +307,7 @@ def _finish(
         with replacing(job.workdir / folder.MODEL) as temporary:
             training.model.save(temporary)
         click.echo(f"{done} steps; model: {job.workdir / folder.MODEL}")
+    strategy.sum(np.zeros(1))  # ranks leave together: one that is gone looks like one that died
 
 
 def _print_plan(job: Job, strategy: Strategy, training: _Training, first_step: int) -> None:
