@@ -1,0 +1,445 @@
+"""Which patches make up step k, which of them are rank r's, and the tf.data around both.
+
+Order is computed, not streamed: the global batch of a step is a pure function of (seed, step), and
+rank r takes its slice of it. So it is the same for any number of ranks, every patch is in exactly
+one slice, and a run resumed at step k sees what the unbroken run would have seen. Everything up to
+`evaluation_batch` is numpy; TensorFlow comes in where a tf.data.Dataset is built.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import concurrent.futures
+import contextlib
+import functools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipelines.spec import Batch, DataError, DatasetSpec, Source
+from data_pipelines.transforms import TRANSFORMS, Transform, counter_hash, to_physical
+
+# Neighbouring records that stay together, and blocks shuffled together: reads of 16 records are
+# long enough for a parallel file system, and 1024 records mix well.
+BLOCK = 16
+WINDOW = 64
+
+Positions = NDArray[np.int64]
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+# Threads that read batches, and batches they hold ready. They share Python's lock, but not while
+# they wait for the disk or convert arrays.
+READERS = 2
+STEPS_AHEAD = 4
+
+# First counters of the hash: the two shuffles draw different numbers.
+_BLOCKS, _RECORDS = 1, 2
+
+# The last exceptions raised inside tf.data, which passes on their text only. See `cause`.
+_raised: collections.deque[Exception] = collections.deque(maxlen=8)
+
+
+class BatchError(DataError):
+    """A batch size that fits neither the ranks nor the data; the message has the numbers."""
+
+
+# --- arithmetic ----------------------------------------------------------------------------------
+
+
+def divide(global_batch: int, world_size: int) -> int:
+    """Local batch of each rank.
+
+    Raises:
+        BatchError: the ranks cannot share the global batch equally; names the nearest that fit.
+    """
+    if global_batch < 1 or world_size < 1:
+        raise BatchError(f"global batch {global_batch}, ranks {world_size}: expected at least 1")
+    if global_batch % world_size:
+        below = global_batch - global_batch % world_size
+        nearest = [str(fit) for fit in (below, below + world_size) if fit]
+        raise BatchError(
+            f"global batch {global_batch} cannot be shared equally by {world_size} ranks; "
+            f"nearest that fit: {' and '.join(nearest)}"
+        )
+    return global_batch // world_size
+
+
+def num_steps(num_records: int, global_batch: int) -> int:
+    """Training steps of an epoch; the last incomplete global batch is dropped.
+
+    Raises:
+        BatchError: not even one global batch.
+    """
+    if global_batch < 1:
+        raise BatchError(f"global batch {global_batch}: expected at least 1")
+    if num_records < global_batch:
+        raise BatchError(
+            f"{num_records} patches are fewer than one global batch of {global_batch}; "
+            f"choose a global batch of at most {num_records}, or prepare more patches"
+        )
+    return num_records // global_batch
+
+
+def num_evaluation_steps(num_records: int, global_batch: int) -> int:
+    """Steps that see each record once; the last one may be padded."""
+    return -(-num_records // global_batch)
+
+
+def indices(
+    num_records: int,
+    seed: int,
+    epoch: int,
+    step: int,
+    global_batch: int,
+    *,
+    block: int = BLOCK,
+    window: int = WINDOW,
+) -> Positions:
+    """Records of one global batch; over all steps of an epoch no record comes twice.
+
+    Two levels: blocks of `block` neighbouring records are permuted; then the records of `window`
+    such blocks, one window after the other, are shuffled. The work of a step is that of its
+    windows, whatever the number of records.
+
+    Args:
+        num_records: size of the split.
+        seed: of the run.
+        epoch: from 0.
+        step: within the epoch, from 0.
+        global_batch: records of all ranks together.
+        block: neighbouring records that move together; 1 shuffles freely.
+        window: blocks that are mixed.
+
+    Returns:
+        int64 (global_batch,).
+
+    Raises:
+        BatchError: the epoch has no such step.
+    """
+    steps = num_steps(num_records, global_batch)
+    if not 0 <= step < steps:
+        raise BatchError(f"step {step} of an epoch of {steps} steps")
+    order, short = _block_order(num_records, seed, epoch, block)
+
+    def window_start(number: int) -> int:
+        """Records of the epoch before a window: the short block counts for what it has."""
+        blocks = min(number * window, len(order))
+        missing = len(order) * block - num_records
+        return blocks * block - (missing if short < blocks else 0)
+
+    first, last = step * global_batch, (step + 1) * global_batch
+    # Windows begin where full blocks would put them or, after the short block, a little earlier.
+    number = first // (block * window)
+    parts = []
+    while window_start(number) < last:
+        start = window_start(number)
+        records = _window(num_records, seed, epoch, number, block, window)
+        parts.append(records[max(first - start, 0) : last - start])
+        number += 1
+    return np.concatenate(parts)
+
+
+def rank_slice(batch_indices: NDArray[Scalar], rank: int, world_size: int) -> NDArray[Scalar]:
+    """The contiguous part of a global batch that one rank reads.
+
+    Raises:
+        BatchError: see divide.
+    """
+    local_batch = divide(len(batch_indices), world_size)
+    if not 0 <= rank < world_size:
+        raise BatchError(f"rank {rank} of {world_size} ranks")
+    return batch_indices[rank * local_batch : (rank + 1) * local_batch]
+
+
+def evaluation_positions(
+    num_records: int, global_batch: int, step: int
+) -> tuple[Positions, NDArray[np.float32]]:
+    """Records of one global batch of evaluation, in storage order, and which of them count.
+
+    Returns:
+        int64 (global_batch,), padded with the last record, and float32 (global_batch,): 1, or 0
+        for padding.
+
+    Raises:
+        BatchError: there is no such step.
+    """
+    steps = num_evaluation_steps(num_records, global_batch)
+    if not 0 <= step < steps:
+        raise BatchError(f"step {step} of an evaluation of {steps} steps")
+    positions = np.arange(step * global_batch, (step + 1) * global_batch)
+    mask = (positions < num_records).astype(np.float32)
+    return np.minimum(positions, num_records - 1), mask
+
+
+@functools.lru_cache(maxsize=4)
+def _block_order(num_records: int, seed: int, epoch: int, block: int) -> tuple[Positions, int]:
+    """Permutation of the blocks, and where the last one came, which may be short of records.
+
+    Sorting hashes shuffles alike in every version of numpy; its generators do not promise that.
+    """
+    numbers = np.arange(-(-num_records // block))
+    order = np.argsort(counter_hash(_BLOCKS, seed, epoch, numbers), kind="stable")
+    order.flags.writeable = False  # shared by all callers
+    return order, int(np.argmax(order))
+
+
+@functools.lru_cache(maxsize=64)
+def _window(
+    num_records: int, seed: int, epoch: int, number: int, block: int, window: int
+) -> Positions:
+    """The shuffled records of one window."""
+    order, _ = _block_order(num_records, seed, epoch, block)
+    blocks = order[number * window : (number + 1) * window]
+    records = (blocks[:, None] * block + np.arange(block)).ravel()
+    records = records[records < num_records]
+    keys = counter_hash(_RECORDS, seed, epoch, records)
+    records = records[np.argsort(keys, kind="stable")]
+    records.flags.writeable = False
+    return records
+
+
+# --- batches in numpy ----------------------------------------------------------------------------
+
+
+def training_batch(
+    source: Source,
+    *,
+    seed: int,
+    step: int,
+    global_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    augment: Sequence[str] = (),
+) -> Batch:
+    """One rank's slice of a training step, read, augmented and in physical units.
+
+    Args:
+        source: the training split.
+        seed: of the run; order and augmentation follow from it.
+        step: from the start of the run; epoch = step // steps of an epoch.
+        global_batch: patches of all ranks together.
+        rank: 0 to world_size - 1.
+        world_size: number of ranks.
+        augment: names from transforms.TRANSFORMS, applied in this order.
+
+    Returns:
+        {"inputs": {name: (b, y, x, band) float32}, "targets": likewise, "patch_id": (b,) str,
+        "index": (b,) int64 position in the split, "mask": (b,) float32 of ones}; b is global_batch
+        / world_size.
+
+    Raises:
+        BatchError: batch and ranks or data do not fit.
+        DataError: a record is damaged, or no such transform.
+    """
+    epoch, step_of_epoch = divmod(step, num_steps(len(source), global_batch))
+    chosen = indices(len(source), seed, epoch, step_of_epoch, global_batch)
+    mine = rank_slice(chosen, rank, world_size)
+    chain = _transforms(augment)
+    batch = {**source.read(mine), "index": mine, "mask": np.ones(len(mine), np.float32)}
+    for transform in chain:
+        batch = transform(batch, seed, epoch)
+    return to_physical(batch, source.spec)
+
+
+def evaluation_batch(
+    source: Source, *, step: int, global_batch: int, rank: int = 0, world_size: int = 1
+) -> Batch:
+    """One rank's slice of an evaluation step, as training_batch; "mask" is 0 for padding."""
+    positions, mask = evaluation_positions(len(source), global_batch, step)
+    mine = rank_slice(positions, rank, world_size)
+    batch = {**source.read(mine), "index": mine, "mask": rank_slice(mask, rank, world_size)}
+    return to_physical(batch, source.spec)
+
+
+def _transforms(names: Sequence[str]) -> list[Transform]:
+    """Transforms by name."""
+    unknown = [name for name in names if name not in TRANSFORMS]
+    if unknown:
+        raise DataError(f"no transform {unknown[0]!r}; there is {', '.join(TRANSFORMS)}")
+    return [TRANSFORMS[name] for name in names]
+
+
+# --- tf.data -------------------------------------------------------------------------------------
+
+
+def build_training_dataset(
+    source: Source,
+    *,
+    seed: int,
+    global_batch: int,
+    rank: int,
+    world_size: int,
+    start_step: int,
+    stop_step: int,
+    augment: Sequence[str] = (),
+) -> Any:
+    """The tf.data.Dataset of training_batch for start_step <= step < stop_step of the run.
+
+    Elements as in training_batch, patch_id as tf.string, shapes static. An exception inside comes
+    out of the iteration as a tf.errors.OpError: see `cause`.
+    """
+    local_batch = divide(global_batch, world_size)
+    num_steps(len(source), global_batch)
+    _transforms(augment)
+    if not 0 <= start_step <= stop_step:
+        raise BatchError(f"steps {start_step} to {stop_step}: expected 0 <= start <= stop")
+
+    def read(step: int) -> Batch:
+        return training_batch(
+            source,
+            seed=seed,
+            step=step,
+            global_batch=global_batch,
+            rank=rank,
+            world_size=world_size,
+            augment=augment,
+        )
+
+    return _build_dataset(read, start_step, stop_step, source.spec, local_batch)
+
+
+def build_evaluation_dataset(
+    source: Source, *, global_batch: int, rank: int, world_size: int
+) -> Any:
+    """The tf.data.Dataset of evaluation_batch for the whole split; as many elements on every rank.
+
+    Raises:
+        DataError: the split is empty.
+    """
+    local_batch = divide(global_batch, world_size)
+    if not len(source):
+        raise DataError(f"split {source.split} holds no patches to evaluate")
+
+    def read(step: int) -> Batch:
+        return evaluation_batch(
+            source, step=step, global_batch=global_batch, rank=rank, world_size=world_size
+        )
+
+    steps = num_evaluation_steps(len(source), global_batch)
+    return _build_dataset(read, 0, steps, source.spec, local_batch)
+
+
+def cause(error: BaseException) -> BaseException:
+    """The exception that a reader raised inside tf.data, for the OpError that came out of it.
+
+    tf.data passes on type and text only, inside a message of many lines. Any other error comes
+    back as it is, so `except Exception as error: raise batching.cause(error) from None` is safe.
+    """
+    text = str(error)
+    for original in reversed(_raised):
+        # The words of TensorFlow's py_func.cc: "<type>: <text>", then a traceback.
+        if f"{type(original).__name__}: {original}\n" in text:
+            return original
+    return error
+
+
+class _Ahead:
+    """Calls `read` for the next steps on threads of Python, while the model works on this one.
+
+    Not by tf.data's own prefetch, whose threads would call Python whenever they like: when the
+    interpreter ends or collects a forgotten iterator in such a call, the iterator's destructor
+    waits for a call that waits for it, and the process hangs. (Seen once in ten exits.)
+    """
+
+    def __init__(self, read: Callable[[int], Batch], stop: int) -> None:
+        self._read, self._stop = read, stop
+        self._pool = concurrent.futures.ThreadPoolExecutor(READERS, "read")
+        # Batches under way. Only single operations on a dict, which threads may do without a lock:
+        # two iterators of one dataset may read a step twice, and get the same batch.
+        self._batches: dict[int, concurrent.futures.Future[Batch]] = {}
+
+    def __call__(self, step: int) -> Batch:
+        wanted = range(step + 1, min(step + 1 + STEPS_AHEAD, self._stop))
+        found = self._batches.pop(step, None)
+        for late in set(self._batches) - set(wanted):  # left by an iterator that was given up
+            self._batches.pop(late, None)
+        with contextlib.suppress(RuntimeError):  # the interpreter ends, and starts nothing more
+            for later in wanted:
+                if later not in self._batches:
+                    self._batches[later] = self._pool.submit(self._read, later)
+        return found.result() if found else self._read(step)
+
+
+class _Calls:
+    """Counts the calls that TensorFlow's threads make into Python; use as a context around each.
+
+    Under MultiWorkerMirroredStrategy TensorFlow does fetch ahead of the loop, and hangs for the
+    reason given above: so the interpreter's end waits until it rests, its buffer being full.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = 0
+        self._ended = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._running += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._running -= 1
+            self._ended = time.monotonic()
+
+    def rest(self, quiet: float = 0.2, limit: float = 10.0) -> None:
+        """Return when no call has run for `quiet` seconds, or after `limit` seconds."""
+        give_up = time.monotonic() + limit
+        while time.monotonic() < give_up:
+            with self._lock:
+                if not self._running and time.monotonic() - self._ended >= quiet:
+                    return
+            time.sleep(0.01)
+
+
+_calls = _Calls()
+
+
+@functools.cache
+def _rest_before_the_end() -> None:
+    """Register once, after TensorFlow is imported: its own exit handlers must run later."""
+    atexit.register(_calls.rest)
+
+
+def _build_dataset(
+    read: Callable[[int], Batch], start: int, stop: int, spec: DatasetSpec, local_batch: int
+) -> Any:
+    """tf.data around `read`: in order, a few steps ahead."""
+    import tensorflow as tf
+
+    _rest_before_the_end()
+    float32, shape = tf.float32, (local_batch,)
+    signature = {
+        "inputs": {n: tf.TensorSpec(shape + s.shape, float32) for n, s in spec.inputs.items()},
+        "targets": {n: tf.TensorSpec(shape + s.shape, float32) for n, s in spec.targets.items()},
+        "patch_id": tf.TensorSpec(shape, tf.string),
+        "index": tf.TensorSpec(shape, tf.int64),
+        "mask": tf.TensorSpec(shape, float32),
+    }
+    flat = tf.nest.flatten(signature)
+    ahead = _Ahead(read, stop)
+
+    def read_flat(step: np.int64) -> list[Any]:
+        with _calls:
+            try:
+                batch = ahead(int(step))
+            except Exception as error:
+                _raised.append(error)
+                raise
+            names = [name.encode() for name in batch["patch_id"]]
+            return list(tf.nest.flatten({**batch, "patch_id": np.array(names, dtype=object)}))
+
+    def load(step: Any) -> Any:
+        tensors = tf.numpy_function(read_flat, [step], [tensor.dtype for tensor in flat])
+        shaped = [tf.ensure_shape(t, s.shape) for t, s in zip(tensors, flat, strict=True)]
+        return tf.nest.pack_sequence_as(signature, shaped)
+
+    options = tf.data.Options()
+    options.deterministic = True
+    # Nothing to tune: and the tuner prefetches, and can miss its iterator's end for a minute.
+    options.autotune.enabled = False
+    return tf.data.Dataset.range(start, stop).map(load).with_options(options)
