@@ -6,7 +6,7 @@ DEMO_DIR ?= demo
 # A folder made by kerass2.prepare, or synthetic; empty: the sample.
 DATA ?=
 # What the demo sharpens at the end.
-INPUT ?= sample
+INPUT ?= $(if $(filter synthetic,$(DATA)),synthetic,sample)
 # More options for kerass2.fit in the demo, for pytest in the tests.
 FIT_OPTIONS ?=
 PYTEST_OPTIONS ?=

@@ -1,4 +1,7 @@
-"""`python -m benchmarks`: one subcommand a thing measured; each appends JSON lines to a record."""
+"""`python -m benchmarks`: one subcommand a thing measured; each appends JSON lines to a record.
+
+Without a subcommand all are measured, with their defaults.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,11 @@ COMMANDS = {
 }
 
 
+def _load(name: str) -> click.Command:
+    command: click.Command = importlib.import_module(f"benchmarks.{name}").main
+    return command
+
+
 class _Benchmarks(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -21,17 +29,24 @@ class _Benchmarks(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"benchmarks.{cmd_name}").main
-        return command
+        return _load(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Benchmarks"):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=_Benchmarks)
-def group() -> None:
-    """Measure kerass2 on this machine."""
+@click.group(
+    cls=_Benchmarks,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.pass_context
+def group(context: click.Context) -> None:
+    """Measure kerass2 on this machine: the benchmark named, or all of them."""
+    if context.invoked_subcommand is None:
+        for name in COMMANDS:
+            _load(name).main([], prog_name=f"python -m benchmarks {name}", standalone_mode=False)
 
 
 if __name__ == "__main__":

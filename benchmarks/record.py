@@ -21,8 +21,17 @@ VERSION = 1
 PACKAGES = ("kerass2", "keras", "tensorflow-cpu", "tensorflow", "horovod", "numpy")
 
 
-def figure(values: Sequence[float], unit: str, *, warm_up: int = 0) -> dict[str, Any]:
-    """Median and quartiles of measurements; `warm_up` more were made before and left out."""
+def figure(
+    values: Sequence[float], unit: str, *, warm_up: int = 0, steps: int = 1
+) -> dict[str, Any]:
+    """Median and quartiles of measurements.
+
+    Args:
+      values: One number a measurement.
+      unit: Of the values; "1" for a ratio.
+      warm_up: Steps that each process makes of each variant before it measures.
+      steps: Steps that each value rests on, of each variant.
+    """
     low, median, high = (
         float(q) for q in np.percentile(np.asarray(values, np.float64), (25, 50, 75))
     )
@@ -30,6 +39,7 @@ def figure(values: Sequence[float], unit: str, *, warm_up: int = 0) -> dict[str,
         "median": median,
         "quartiles": [low, high],
         "repeats": len(values),
+        "steps": steps,
         "warm_up": warm_up,
         "unit": unit,
     }
@@ -48,7 +58,7 @@ def where() -> dict[str, Any]:
 
 
 def append(path: pathlib.Path, what: str, **numbers: Any) -> dict[str, Any]:
-    """Add one line to a record; lines that are there stay as they are."""
+    """Add one line to a record, and return it; lines that are there stay as they are."""
     line = {"version": VERSION, "what": what, **numbers, "where": where()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:

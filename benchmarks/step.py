@@ -4,13 +4,18 @@ Three ratios on one batch in memory, each from measurements that take turns in o
   loop over bare          the package's loop under single, against a bare tf.function step
   efficiency              2 ranks of one core each, against twice one rank of one core
   bfloat16 over float32   the loop in both precisions
+
+Every process makes step_rank.WARM_UP steps of each variant before it measures. A measurement is the
+mean of step_rank.BLOCK steps; for the efficiency it is the median of `rounds` such means.
 """
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,6 +24,7 @@ from typing import Any
 import click
 
 from benchmarks import record
+from benchmarks.step_rank import BLOCK, WARM_UP
 from kerass2 import config
 
 PRECISIONS = ("float32", "bfloat16")
@@ -27,9 +33,27 @@ DISTRIBUTED = ("horovod", "multiworker")
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--experiment", default="superres_20m", show_default=True, help="Whose model.")
-@click.option("--batch", default=16, show_default=True, help="Patches a step and rank.")
-@click.option("--patch", default=32, show_default=True, help="Edge of a patch [px of 10 m].")
-@click.option("--rounds", default=5, show_default=True, help="Turns that each variant takes.")
+@click.option(
+    "--batch",
+    default=16,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="Patches a step and rank.",
+)
+@click.option(
+    "--patch",
+    default=32,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="Edge of a patch [px of 10 m].",
+)
+@click.option(
+    "--rounds",
+    default=5,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="Turns that each variant takes.",
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in kerass2.fit.")
 @click.option(
     "-o",
@@ -50,39 +74,70 @@ def main(
     """Measure the training step on this machine."""
     chosen = config.override(config.load(experiment), settings)
     case = {"experiment": chosen.to_json(), "batch": batch, "patch": patch, "rounds": rounds}
-    what = {"experiment": chosen.name, "batch": batch, "patch": patch}
+    what: dict[str, Any] = {"experiment": chosen.name, "batch": batch, "patch": patch}
+    variants = [(kind, precision) for precision in PRECISIONS for kind in ("bare", "loop")]
+    seconds = dict(zip(variants, _measure([], case, "single", variants), strict=True))
     for precision in PRECISIONS:
-        bare, loop = _measure([], case, "single", [("bare", precision), ("loop", precision)])
-        throughput = record.figure([batch / s for s in loop], "patches/s", warm_up=1)
-        _report(output, "loop over bare", _ratios(bare, loop), precision, what, throughput)
-    float32, bfloat16 = _measure([], case, "single", [("loop", name) for name in PRECISIONS])
-    _report(output, "bfloat16 over float32", _ratios(float32, bfloat16), "both", what)
+        bare, loop = (seconds[kind, precision] for kind in ("bare", "loop"))
+        _report(output, "loop over bare", bare, loop, batch, {"precision": precision, **what})
+    float32, bfloat16 = (seconds["loop", precision] for precision in PRECISIONS)
+    both = {"precision": "both", **what}
+    _report(output, "bfloat16 over float32", float32, bfloat16, batch, both)
+    what["cores_used"] = cores = _two_cores()
+    medians = _measure_ranks(case, cores)
     for precision in PRECISIONS:
-        for strategy, ratios in _efficiencies(case, precision).items():
-            _report(output, f"efficiency of 2 ranks, {strategy}", ratios, precision, what)
-
-
-def _ratios(slow: list[float], fast: list[float]) -> list[float]:
-    """How many times faster, turn by turn."""
-    return [a / b for a, b in zip(slow, fast, strict=True)]
-
-
-def _efficiencies(case: dict[str, Any], precision: str) -> dict[str, list[float]]:
-    """Throughput of two ranks of one core each over twice that of one rank on one core.
-
-    Processes start anew in each turn, in the order: alone, horovod, multiworker.
-    """
-    core = str(min(os.sched_getaffinity(0)))
-    ratios: dict[str, list[float]] = {strategy: [] for strategy in DISTRIBUTED}
-    variants = [("loop", precision)]
-    for _ in range(case["rounds"]):
-        (alone,) = _measure(["taskset", "-c", core], case, "single", variants)
         for strategy in DISTRIBUTED:
-            launcher = [sys.executable, "-m", "strategies.launch", "--strategy", strategy]
-            (together,) = _measure([*launcher, "--workers", "2", "--"], case, strategy, variants)
-            median = record.figure(alone, "s")["median"] / record.figure(together, "s")["median"]
-            ratios[strategy].append(median)
-    return ratios
+            alone, together = medians["single", precision], medians[strategy, precision]
+            name, of = f"efficiency of 2 ranks, {strategy}", {"precision": precision, **what}
+            _report(output, name, alone, together, 2 * batch, of, BLOCK * rounds)
+
+
+def _two_cores() -> list[int]:
+    """Two cores that this process may use; two physical ones where there are."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise click.ClickException("the efficiency of 2 ranks needs 2 cores, and here is 1")
+    first = cores[0]
+    other = [core for core in cores if core not in _siblings(first)]
+    return [first, (other or cores[1:])[0]]
+
+
+def _siblings(core: int) -> set[int]:
+    """The hardware threads of a core's physical core; itself alone where Linux does not say."""
+    path = pathlib.Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return {core}
+    ranges = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    return {core, *(i for ends in ranges for i in range(ends[0], ends[-1] + 1))}
+
+
+def _measure_ranks(case: dict[str, Any], cores: list[int]) -> dict[tuple[str, str], list[float]]:
+    """Seconds a step of one rank on the first core, and of two ranks on a core each.
+
+    Medians of each turn's processes, which start anew in the order: single, horovod, multiworker.
+
+    Returns:
+      (strategy, precision) -> one median a turn.
+    """
+    launch = [sys.executable, "-m", "strategies.launch", "--workers", "2", "--strategy"]
+    # The launcher shares the cores that it may use among its ranks: one each.
+    prefixes = {name: [*_pinned(cores), *launch, name, "--"] for name in DISTRIBUTED}
+    prefixes = {"single": _pinned(cores[:1]), **prefixes}
+    variants = [("loop", precision) for precision in PRECISIONS]
+    found: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
+    for _ in range(case["rounds"]):
+        for strategy, prefix in prefixes.items():
+            measured = _measure(prefix, case, strategy, variants)
+            for precision, seconds in zip(PRECISIONS, measured, strict=True):
+                found[strategy, precision].append(statistics.median(seconds))
+    return found
+
+
+def _pinned(cores: list[int]) -> list[str]:
+    """What stands before a command so that it uses these cores only."""
+    return ["taskset", "-c", ",".join(map(str, cores))]
 
 
 def _measure(
@@ -101,15 +156,24 @@ def _measure(
 def _report(
     output: pathlib.Path,
     name: str,
-    ratios: list[float],
-    precision: str,
+    base: list[float],
+    measured: list[float],
+    patches: int,
     what: dict[str, Any],
-    throughput: dict[str, Any] | None = None,
+    steps: int = BLOCK,
 ) -> None:
-    """Append one record and print it."""
-    ratio = record.figure(ratios, "1", warm_up=1)
-    more = {"throughput": throughput} if throughput else {}
-    record.append(output, name, precision=precision, **what, ratio=ratio, **more)
+    """Append one record and print it.
+
+    The ratio is the base's seconds a step over the measured ones, turn by turn; the throughput is
+    of the measured ones, whose step takes `patches` on all ranks together.
+    """
+    ratios = [a / b for a, b in zip(base, measured, strict=True)]
+    rates = [patches / seconds for seconds in measured]
+    ratio = record.figure(ratios, "1", warm_up=WARM_UP, steps=steps)
+    throughput = record.figure(rates, "patches/s", warm_up=WARM_UP, steps=steps)
+    record.append(output, name, **what, ratio=ratio, throughput=throughput)
     low, high = ratio["quartiles"]
-    rate = f", {throughput['median']:.1f} patches/s" if throughput else ""
-    click.echo(f"{name}, {precision}: {ratio['median']:.3f} ({low:.3f} to {high:.3f}){rate}")
+    click.echo(
+        f"{name}, {what['precision']}: {ratio['median']:.3f} ({low:.3f} to {high:.3f}), "
+        f"{throughput['median']:.1f} patches/s"
+    )

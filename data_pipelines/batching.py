@@ -2,26 +2,22 @@
 
 Order is computed, not streamed: the global batch of a step is a pure function of (seed, step), and
 rank r takes its slice of it. So it is the same for any number of ranks, every patch is in exactly
-one slice, and a run resumed at step k sees what the unbroken run would have seen. Everything up to
-`evaluation_batch` is numpy; TensorFlow comes in where a tf.data.Dataset is built.
+one slice, and a run resumed at step k sees what the unbroken run would have seen. All of it is
+numpy; the two builders hand it to datasets.py, where TensorFlow comes in.
 """
 
 from __future__ import annotations
 
-import atexit
-import collections
-import concurrent.futures
-import contextlib
 import functools
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.spec import Batch, DataError, DatasetSpec, Source
+from data_pipelines import datasets
+from data_pipelines.datasets import cause as cause  # of an error out of the datasets built here
+from data_pipelines.spec import Batch, DataError, Source
 from data_pipelines.transforms import TRANSFORMS, Transform, counter_hash, to_physical
 
 # Neighbouring records that stay together, and blocks shuffled together: reads of 16 records are
@@ -32,16 +28,8 @@ WINDOW = 64
 Positions = NDArray[np.int64]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-# Threads that read batches, and batches they hold ready. They share Python's lock, but not while
-# they wait for the disk or convert arrays.
-READERS = 2
-STEPS_AHEAD = 4
-
 # First counters of the hash: the two shuffles draw different numbers.
 _BLOCKS, _RECORDS = 1, 2
-
-# The last exceptions raised inside tf.data, which passes on their text only. See `cause`.
-_raised: collections.deque[Exception] = collections.deque(maxlen=8)
 
 
 class BatchError(DataError):
@@ -300,7 +288,7 @@ def build_training_dataset(
             augment=augment,
         )
 
-    return _build_dataset(read, start_step, stop_step, source.spec, local_batch)
+    return datasets.build(read, start_step, stop_step, source.spec, local_batch)
 
 
 def build_evaluation_dataset(
@@ -321,125 +309,4 @@ def build_evaluation_dataset(
         )
 
     steps = num_evaluation_steps(len(source), global_batch)
-    return _build_dataset(read, 0, steps, source.spec, local_batch)
-
-
-def cause(error: BaseException) -> BaseException:
-    """The exception that a reader raised inside tf.data, for the OpError that came out of it.
-
-    tf.data passes on type and text only, inside a message of many lines. Any other error comes
-    back as it is, so `except Exception as error: raise batching.cause(error) from None` is safe.
-    """
-    text = str(error)
-    for original in reversed(_raised):
-        # The words of TensorFlow's py_func.cc: "<type>: <text>", then a traceback.
-        if f"{type(original).__name__}: {original}\n" in text:
-            return original
-    return error
-
-
-class _Ahead:
-    """Calls `read` for the next steps on threads of Python, while the model works on this one.
-
-    Not by tf.data's own prefetch, whose threads would call Python whenever they like: when the
-    interpreter ends or collects a forgotten iterator in such a call, the iterator's destructor
-    waits for a call that waits for it, and the process hangs. (Seen once in ten exits.)
-    """
-
-    def __init__(self, read: Callable[[int], Batch], stop: int) -> None:
-        self._read, self._stop = read, stop
-        self._pool = concurrent.futures.ThreadPoolExecutor(READERS, "read")
-        # Batches under way. Only single operations on a dict, which threads may do without a lock:
-        # two iterators of one dataset may read a step twice, and get the same batch.
-        self._batches: dict[int, concurrent.futures.Future[Batch]] = {}
-
-    def __call__(self, step: int) -> Batch:
-        wanted = range(step + 1, min(step + 1 + STEPS_AHEAD, self._stop))
-        found = self._batches.pop(step, None)
-        for late in set(self._batches) - set(wanted):  # left by an iterator that was given up
-            self._batches.pop(late, None)
-        with contextlib.suppress(RuntimeError):  # the interpreter ends, and starts nothing more
-            for later in wanted:
-                if later not in self._batches:
-                    self._batches[later] = self._pool.submit(self._read, later)
-        return found.result() if found else self._read(step)
-
-
-class _Calls:
-    """Counts the calls that TensorFlow's threads make into Python; use as a context around each.
-
-    Under MultiWorkerMirroredStrategy TensorFlow does fetch ahead of the loop, and hangs for the
-    reason given above: so the interpreter's end waits until it rests, its buffer being full.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running = 0
-        self._ended = 0.0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._running += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._running -= 1
-            self._ended = time.monotonic()
-
-    def rest(self, quiet: float = 0.2, limit: float = 10.0) -> None:
-        """Return when no call has run for `quiet` seconds, or after `limit` seconds."""
-        give_up = time.monotonic() + limit
-        while time.monotonic() < give_up:
-            with self._lock:
-                if not self._running and time.monotonic() - self._ended >= quiet:
-                    return
-            time.sleep(0.01)
-
-
-_calls = _Calls()
-
-
-@functools.cache
-def _rest_before_the_end() -> None:
-    """Register once, after TensorFlow is imported: its own exit handlers must run later."""
-    atexit.register(_calls.rest)
-
-
-def _build_dataset(
-    read: Callable[[int], Batch], start: int, stop: int, spec: DatasetSpec, local_batch: int
-) -> Any:
-    """tf.data around `read`: in order, a few steps ahead."""
-    import tensorflow as tf
-
-    _rest_before_the_end()
-    float32, shape = tf.float32, (local_batch,)
-    signature = {
-        "inputs": {n: tf.TensorSpec(shape + s.shape, float32) for n, s in spec.inputs.items()},
-        "targets": {n: tf.TensorSpec(shape + s.shape, float32) for n, s in spec.targets.items()},
-        "patch_id": tf.TensorSpec(shape, tf.string),
-        "index": tf.TensorSpec(shape, tf.int64),
-        "mask": tf.TensorSpec(shape, float32),
-    }
-    flat = tf.nest.flatten(signature)
-    ahead = _Ahead(read, stop)
-
-    def read_flat(step: np.int64) -> list[Any]:
-        with _calls:
-            try:
-                batch = ahead(int(step))
-            except Exception as error:
-                _raised.append(error)
-                raise
-            names = [name.encode() for name in batch["patch_id"]]
-            return list(tf.nest.flatten({**batch, "patch_id": np.array(names, dtype=object)}))
-
-    def load(step: Any) -> Any:
-        tensors = tf.numpy_function(read_flat, [step], [tensor.dtype for tensor in flat])
-        shaped = [tf.ensure_shape(t, s.shape) for t, s in zip(tensors, flat, strict=True)]
-        return tf.nest.pack_sequence_as(signature, shaped)
-
-    options = tf.data.Options()
-    options.deterministic = True
-    # Nothing to tune: and the tuner prefetches, and can miss its iterator's end for a minute.
-    options.autotune.enabled = False
-    return tf.data.Dataset.range(start, stop).map(load).with_options(options)
+    return datasets.build(read, 0, steps, source.spec, local_batch)

@@ -179,6 +179,7 @@ def _granule(
     product, name_tile, (row, column) = parse_name(name)
     tile = name_tile or tile
     crs, transform = facts.get("crs"), facts.get("transform")
+    made_up = bool(facts.get("synthetic"))
     cubes = {}
     for key, size in SIZES.items():
         gsd = sentinel2.GSDS[key]
@@ -191,9 +192,9 @@ def _granule(
     known = plane_of(cubes["gsd10"])
     if known is None and tile is None:
         # A v1 product covers several tiles: without one the numbers in the name are no position.
-        return Granule(name, scene, scene, cubes)
+        return Granule(name, scene, scene, cubes, synthetic=made_up)
     grid, origin = known or (f"T{tile}", (row * SIZES["gsd10"], column * SIZES["gsd10"]))
-    return Granule(name, scene, f"T{tile}" if tile else scene, cubes, origin, grid)
+    return Granule(name, scene, f"T{tile}" if tile else scene, cubes, origin, grid, made_up)
 
 
 def _read_cube(

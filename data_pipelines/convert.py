@@ -28,6 +28,8 @@ class Summary:
     scenes: int
     dropped: int
     """Patches that were placed, but held pixels without data."""
+    synthetic: bool
+    """Whether any granule was made up, not measured."""
 
 
 def open_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Granule]:
@@ -62,9 +64,11 @@ def convert(
         stride: distance of training patches [px of the target]; None is half the patch.
         seed: for the choice of places.
         fractions: shares of train, validation, test.
-        provenance: kept in the manifest, with what was chosen here.
+        provenance: kept in the manifest, with what was chosen here: patch_size, stride, seed,
+            split, scenes; synthetic (any granule was made up); gap, the least distance of patches
+            of two splits, and receptive_radius, the models' part of it [px of the target].
         overwrite: replace an existing data set.
-        advance: called with (granules done, granules) after each.
+        advance: called with (patches done, patches placed) after each.
 
     Raises:
         DataError: bad input, or no patch at all; nothing is written then.
@@ -73,7 +77,7 @@ def convert(
     size = task.patch_size if patch_size is None else patch_size
     spec = cube.build_spec(task, size)
     step = _stride(task, size, stride)
-    sites, scenes = _survey(open_sources())
+    sites, scenes, synthetic = _survey(open_sources())
     if only_split is None:
         patches = split.place_patches(sites, task, size, step, seed=seed, fractions=fractions)
     else:
@@ -87,12 +91,15 @@ def convert(
     counts = dict.fromkeys(SPLITS, 0)
 
     def examples() -> Iterator[tuple[str, dict[str, Any]]]:
+        done, total = 0, len(patches.split)
         for index, granule in enumerate(open_sources()):
             names = dict(patches.windows(index, size))
-            for window, example in cube.cut(granule, task, names):
+            for number, (window, example) in enumerate(cube.cut(granule, task, names), done + 1):
                 counts[names[window]] += 1
                 yield names[window], example
-            advance(index + 1, len(sites))
+                advance(number, total)
+            done += len(names)
+            advance(done, total)  # those without data too
         if not any(counts.values()):
             raise DataError(f"no patch is free of pixels without data ({sites[0].name}, ...)")
 
@@ -103,13 +110,15 @@ def convert(
         "split": only_split or "by place",
         "seed": seed,
         "gap": task.gap,
+        "receptive_radius": cube.RECEPTIVE_RADIUS,
         "scenes": scenes,
+        "synthetic": synthetic,
     }
     path = tfrecord.write(
         folder, spec, examples(), provenance=facts, splits=SPLITS, overwrite=overwrite
     )
     dropped = len(patches.split) - sum(counts.values())
-    return Summary(path, counts, len(sites), len(scenes), dropped)
+    return Summary(path, counts, len(sites), len(scenes), dropped, synthetic)
 
 
 def _stride(task: cube.Task, size: int, stride: int | None) -> int:
@@ -121,17 +130,19 @@ def _stride(task: cube.Task, size: int, stride: int | None) -> int:
     return stride
 
 
-def _survey(granules: Iterable[Granule]) -> tuple[list[split.Site], list[str]]:
-    """Sites and scenes.
+def _survey(granules: Iterable[Granule]) -> tuple[list[split.Site], list[str], bool]:
+    """Sites, scenes, and whether any granule is made up.
 
     Raises:
         DataError: two granules of one name, whose patches could not be told apart.
     """
     sites: dict[str, split.Site] = {}
     scenes: dict[str, None] = {}
+    synthetic = False
     for granule in granules:
         if granule.name in sites:
             raise DataError(f"two sources are named {granule.name}; expected each once")
         sites[granule.name] = split.Site.of(granule)
         scenes[granule.scene] = None
-    return list(sites.values()), list(scenes)
+        synthetic |= granule.synthetic
+    return list(sites.values()), list(scenes), synthetic

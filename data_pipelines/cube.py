@@ -100,7 +100,6 @@ def target_shape(task: Task, shape: tuple[int, int]) -> tuple[int, int]:
 
     The rest that does not fill a pixel of the coarsest degraded grid is left out.
     """
-    step = 10 * task.scale * task.gsd // 10
     step = task.gsd // 10 * task.scale
     height, width = (n // step * task.scale for n in shape)
     return height, width

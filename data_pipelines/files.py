@@ -23,7 +23,11 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         if temporary.is_dir() and path.is_dir():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.rename(old)
-            temporary.rename(path)
+            try:
+                temporary.rename(path)
+            except BaseException:
+                old.rename(path)
+                raise
             shutil.rmtree(old)
         else:
             os.replace(temporary, path)

@@ -16,6 +16,9 @@ from data_pipelines.granule import CHUNK, Granule, build_cube, check_nesting, pl
 from data_pipelines.npz import select
 from data_pipelines.spec import DataError
 
+# The tag of a file whose pixels were made up, not measured.
+SYNTHETIC_TAGS = {"SYNTHETIC": "YES"}
+
 
 def open_folder(path: pathlib.Path) -> Iterator[Granule]:
     """The granule of one folder; gsd60.tif may be missing, since the 20 m task does without it.
@@ -23,18 +26,19 @@ def open_folder(path: pathlib.Path) -> Iterator[Granule]:
     Raises:
         DataError: gsd10.tif or gsd20.tif missing, unreadable, a band missing, or grids do not nest.
     """
-    cubes = {}
+    cubes, synthetic = {}, False
     for name, gsd in sentinel2.GSDS.items():
         file = path / f"{name}.tif"
         if file.is_file():
             cubes[name] = open_cube(file, gsd)
+            synthetic |= read_facts(file)["synthetic"]
         elif gsd < 60:
             found = ", ".join(sorted(f.name for f in path.glob("*.tif")))
             raise DataError(f"{path}: no {file.name}; found {found}; expected gsd10.tif, gsd20.tif")
     check_nesting(path, cubes)
     scene = path.resolve().name
     plane, origin = plane_of(cubes["gsd10"]) or ("", (0, 0))
-    yield Granule(scene, scene, scene, cubes, origin, plane)
+    yield Granule(scene, scene, scene, cubes, origin, plane, synthetic)
 
 
 def open_cube(path: pathlib.Path, gsd: int) -> Any:
@@ -61,7 +65,11 @@ def open_cube(path: pathlib.Path, gsd: int) -> Any:
 
 
 def read_facts(path: pathlib.Path) -> dict[str, Any]:
-    """{"shape": (y, x), "bands": names, "crs": text or None, "transform": six numbers or None}.
+    """What a file says of itself.
+
+    Returns:
+        {"shape": (y, x), "bands": names, "crs": text or None, "transform": six numbers or None,
+        "synthetic": whether it bears SYNTHETIC_TAGS}.
 
     Raises:
         DataError: unreadable, or not uint16.
@@ -76,6 +84,7 @@ def read_facts(path: pathlib.Path) -> dict[str, Any]:
             "bands": file.descriptions,
             "crs": file.crs.to_string() if file.crs else None,
             "transform": transform,
+            "synthetic": SYNTHETIC_TAGS.items() <= file.tags().items(),
         }
 
 
@@ -102,6 +111,7 @@ def write_folder(
     crs: str | None,
     corner: tuple[float, float],
     bands: Mapping[str, Sequence[str]] | None = None,
+    synthetic: bool = False,
 ) -> pathlib.Path:
     """Write one GeoTIFF per GSD: tiled, deflate, CRS, transform, band descriptions, no data 0.
 
@@ -111,6 +121,7 @@ def write_folder(
         crs: anything GDAL takes as CRS; None writes none.
         corner: (x, y) of the upper left corner in the CRS [m].
         bands: names by cube; default: the super-resolution bands of its GSD.
+        synthetic: tag the files as made up.
     """
     from affine import Affine
 
@@ -127,6 +138,7 @@ def write_folder(
             bands=(bands or {}).get(name, sentinel2.bands_at(gsd)),
             crs=crs,
             transform=None if crs is None else Affine(gsd, 0, corner[0], 0, -gsd, corner[1]),
+            tags=SYNTHETIC_TAGS if synthetic else None,
             overwrite=True,
         )
     return folder

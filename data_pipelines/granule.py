@@ -36,6 +36,8 @@ class Granule:
     """(y, x) of the upper left corner in `plane` [px of 10 m]; None where it is not known."""
     plane: str = ""
     """The pixel plane that `origin` counts in: a CRS, or a place. Empty: that of the place."""
+    synthetic: bool = False
+    """Whether the pixels were made up, not measured. Everything made of them says so."""
 
     @property
     def shape(self) -> tuple[int, int]:

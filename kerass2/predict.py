@@ -169,14 +169,14 @@ def write_prediction(
     """Sharpen a granule into a GeoTIFF of uint16 DN, streamed.
 
     The file has band descriptions, no-data 0, and CRS and transform of the granule where it has
-    them. It appears complete or not at all.
+    them; made of made-up pixels it is tagged as such. It appears complete or not at all.
 
     Raises:
         DataError: see predict_granule and raster.write_geotiff.
     """
     from affine import Affine
 
-    from data_pipelines import raster
+    from data_pipelines import geotiff, raster
     from kerass2 import models
 
     height, width = granule.shape
@@ -193,6 +193,7 @@ def write_prediction(
             "SOURCE": granule.scene,
             "MODEL": described["model"],
             "UNIT": "reflectance x 10000, no offset",
+            **(geotiff.SYNTHETIC_TAGS if granule.synthetic else {}),
         },
         overwrite=overwrite,
     )
@@ -234,10 +235,14 @@ def main(
     if output.suffix.lower() not in (".tif", ".tiff"):
         raise DataError(f"{output}: expected a name that ends in .tif")
     raster.check_output(output, overwrite=overwrite)
-    source = sample.resolve_granule(source)
+    source, message = sample.resolve_granule(source)
+    if message:
+        click.echo(message, err=True)
     granule = open_granule(source)
     network = inputs.load_model(model)
     check_granule(network, granule)
+    if granule.synthetic:
+        click.echo("THE INPUT IS SYNTHETIC (MADE UP, NOT MEASURED), SO IS THE OUTPUT", err=True)
     if georeference(granule)["crs"] is None:
         click.echo(f"warning: {source} has no CRS, so {output} will have none", err=True)
     console = rich.console.Console(stderr=True)

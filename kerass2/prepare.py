@@ -32,7 +32,9 @@ SPLITS = ("auto", "train", "validation", "test")
     type=click.Choice(SPLITS),
     default="auto",
     show_default=True,
-    help="auto: by place, in about 0.8, 0.1, 0.1. Else everything goes into that split.",
+    help="auto: by place, in about 0.8, 0.1, 0.1: three or more places (tiles or scenes) go to one "
+    "split each as wholes; one or two cannot fill three splits, so they are divided into blocks of "
+    "at least 2.56 km. Else everything goes into that split.",
 )
 @click.option(
     "--patch-size",
@@ -69,7 +71,10 @@ def main(
 
     from data_pipelines import convert, sample
 
-    paths = [sample.resolve_granule(source) for source in sources]
+    resolved = [sample.resolve_granule(source) for source in sources]
+    paths = [path for path, _ in resolved]
+    for message in dict.fromkeys(message for _, message in resolved if message):
+        click.echo(message, err=True)
     console = Console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("cutting", total=None)
@@ -86,6 +91,8 @@ def main(
             advance=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     _print_summary(summary, task, split == "auto")
+    if summary.synthetic:
+        click.echo("THIS DATA SET IS SYNTHETIC: MADE UP, NOT MEASURED", err=True)
 
 
 def _print_summary(summary: Summary, task: str, by_place: bool) -> None:

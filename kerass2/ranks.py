@@ -77,5 +77,7 @@ def start(strategy: str, workers: int | None) -> Strategy:
         click.echo(
             f"warning: {ranks} workers share {cores} cores and will be slower for it", err=True
         )
+    why = "--workers" if workers else "default: one per GPU, else 2"
+    click.echo(f"starting {ranks} {strategy} ranks on this machine ({why})", err=True)
     code = launch.run([sys.executable, *sys.orig_argv[1:]], strategy=strategy, workers=ranks)
     raise SystemExit(code)

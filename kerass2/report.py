@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -34,7 +35,8 @@ def build_report(
         workdir: folder with model.keras, and experiment.json, log.jsonl, data.json, evaluation.json
             where present; a missing evaluation.json is made.
         output: the file to write, report.html in the work folder by default; replaced if it exists.
-        data: data set, when not the one that the model was evaluated on.
+        data: data set, when not the one that the model was evaluated on; it is then evaluated for
+            the page alone, and evaluation.json stays as it is.
         num_patches: patches to show, evenly spaced over the split.
 
     Returns:
@@ -53,6 +55,7 @@ def build_report(
     model = inputs.load_model(workdir)
     evaluation = _read_or_make_evaluation(workdir, data)
     chosen = inputs.find_data(workdir, data or evaluation.get("data"))
+    evaluation["synthetic"] = chosen.synthetic
     source = inputs.open_source(chosen, evaluation["split"], model)
     output = workdir / folder.REPORT if output is None else pathlib.Path(output)
     environment = jinja2.Environment(
@@ -67,7 +70,7 @@ def build_report(
             min(num_patches, len(source)), len(source), evaluation["task"]
         ),
         error_scale=figures.error_scale(),
-        commands=_commands(workdir, output, evaluation),
+        commands=_commands(workdir, output, evaluation, data),
     )
     with replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -75,7 +78,10 @@ def build_report(
 
 
 def _read_or_make_evaluation(workdir: pathlib.Path, data: str | None) -> dict[str, Any]:
-    """evaluation.json, made first where it is missing or of other data than asked for."""
+    """evaluation.json, made first where it is missing.
+
+    Of other data than it is of, or where it is missing of the data named: computed, not written.
+    """
     import strategies
     from kerass2 import evaluate
 
@@ -85,10 +91,16 @@ def _read_or_make_evaluation(workdir: pathlib.Path, data: str | None) -> dict[st
         missing = [key for key in ("task", "split", "patches", "methods") if key not in found]
         if missing:
             raise DataError(f"{path}: no {missing[0]!r}; expected what kerass2.evaluate writes")
-        if data is None or found.get("data") == data:
+        if data is None or _same_folder(found.get("data"), inputs.find_data(workdir, data).path):
             return found
     job = evaluate.check(workdir, data=data, overwrite=True)
+    if data is not None:
+        job = dataclasses.replace(job, output=None)
     return evaluate.evaluate(job, strategies.get("single"))
+
+
+def _same_folder(recorded: object, path: pathlib.Path) -> bool:
+    return isinstance(recorded, str) and pathlib.Path(recorded).resolve() == path.resolve()
 
 
 def describe_run(
@@ -189,14 +201,17 @@ def _band_tables(methods: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _commands(
-    workdir: pathlib.Path, output: pathlib.Path, evaluation: Mapping[str, Any]
+    workdir: pathlib.Path, output: pathlib.Path, evaluation: Mapping[str, Any], data: str | None
 ) -> list[str]:
     """The commands behind the page, as far as the work folder tells."""
     run = inputs.read_json(workdir / folder.DATA) or {}
-    data = f"--data {evaluation['data']} " if "data" in evaluation else ""
+    training = [str(run["command"])] if "command" in run else []
+    if data is not None:
+        return [*training, f"python -m kerass2.report {workdir} --data {data} -o {output}"]
+    evaluated = f"--data {evaluation['data']} " if "data" in evaluation else ""
     return [
-        *([str(run["command"])] if "command" in run else []),
-        f"python -m kerass2.evaluate {workdir} {data}--split {evaluation['split']}",
+        *training,
+        f"python -m kerass2.evaluate {workdir} {evaluated}--split {evaluation['split']}",
         f"python -m kerass2.report {workdir} -o {output}",
     ]
 
@@ -272,7 +287,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 @click.option(
     "-o", "--output", type=click.Path(path_type=pathlib.Path), help="Default: WORKDIR/report.html."
 )
-@click.option("--data", help="Data set to show; default: the one of evaluation.json.")
+@click.option("--data", help="Data set to show; default: the one of evaluation.json, which stays.")
 @click.option(
     "--patches", default=4, show_default=True, type=click.IntRange(min=0), help="Patches to show."
 )

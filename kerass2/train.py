@@ -16,6 +16,11 @@ Step = Callable[[Mapping[str, Any], bool], dict[str, float]]
 class TrainingError(RuntimeError):
     """Training cannot go on; the message names step and reason."""
 
+    def __init__(self, message: str, step: int) -> None:
+        """`step` is the one that failed, counted from 1."""
+        super().__init__(message)
+        self.step = step
+
 
 class Log(Protocol):
     """Told of each step, on every rank."""
@@ -35,7 +40,7 @@ def train(
     save: Callable[[int], None],
     log: Log,
     deadline: float = math.inf,
-    loss_may_overflow: bool = False,
+    may_overflow: bool = False,
 ) -> int:
     """Train from step `first_step` up to `num_steps`, or until the first rank reaches its deadline.
 
@@ -43,8 +48,8 @@ def train(
     same step.
 
     Args:
-        step: (batch, this rank wants to stop) -> global "loss" and the number of ranks that want to
-            "stop".
+        step: (batch, this rank wants to stop) -> global "loss" and "gradient_norm", and the number
+            of ranks that want to "stop".
         batches: This rank's batches, beginning with that of step `first_step`.
         first_step: Steps that are done already.
         num_steps: Steps in all.
@@ -52,23 +57,25 @@ def train(
         save: Called on every rank with the number of steps done.
         log: Told of each step.
         deadline: time.monotonic() after which to stop.
-        loss_may_overflow: True in float16, where the loss scale's finite check handles it.
+        may_overflow: True in float16, where the loss scale's finite check handles it.
 
     Returns:
         Steps done in all.
 
     Raises:
-        TrainingError: the loss is not finite; the last checkpoint is then that of an earlier step.
+        TrainingError: loss or gradient is not finite; nothing is saved from that step on.
     """
     done = first_step
     for batch in batches:
         values = step(batch, time.monotonic() >= deadline)
         done += 1
-        if not math.isfinite(values["loss"]) and not loss_may_overflow:
+        bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(values[name])]
+        if bad and not may_overflow:
             raise TrainingError(
-                f"the loss is {values['loss']} at step {done}; "
-                "checkpoints of earlier steps are kept. "
-                "A smaller learning rate or optimizer.options.global_clipnorm may help"
+                f"the {bad[0].replace('_', ' ')} is {values[bad[0]]} at step {done}; the last good "
+                "checkpoint is kept. A smaller learning rate or optimizer.options.global_clipnorm "
+                "may help",
+                done,
             )
         log.step(done, values["loss"])
         if values["stop"] or done == num_steps:

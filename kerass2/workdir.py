@@ -8,6 +8,7 @@ checkpoints      for --resume                   model.keras  the trained model
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import shutil
 from typing import Any
@@ -61,17 +62,49 @@ def check(
     return experiment
 
 
+def read_data(workdir: pathlib.Path) -> dict[str, Any]:
+    """What data.json holds: "data", "manifest", "description", "command"; empty where it is not.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = workdir / DATA
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DataError(f"{path}: damaged, expected JSON: {error}") from error
+    return values
+
+
+def check_data(workdir: pathlib.Path, manifest: str) -> None:
+    """Refuse to go on with other data than the run began with; `manifest` is their digest.
+
+    Raises:
+        DataError: the digests differ.
+    """
+    found = read_data(workdir)
+    if found.get("manifest", manifest) != manifest:
+        raise DataError(
+            f"{workdir} was begun with other data ({found['data']}, manifest {found['manifest']}; "
+            f"now {manifest}): give those, or --overwrite"
+        )
+
+
 def begin(
     workdir: pathlib.Path, experiment: config.Experiment, data: dict[str, Any], *, clear: bool
 ) -> None:
-    """Write experiment.json and data.json; with `clear`, delete what an earlier run has left."""
-    if clear:
-        for name in RESULTS:
-            path = workdir / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    """Write experiment.json and data.json; with `clear`, delete what an earlier run has left.
+
+    A resumed run too loses what was made from its earlier weights.
+    """
+    for name in RESULTS if clear else (MODEL, EVALUATION, REPORT):
+        path = workdir / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     write_json(workdir / DATA, data)
     write_json(workdir / EXPERIMENT, experiment.to_json())
 

@@ -26,7 +26,8 @@ class HorovodStrategy:
     def __init__(self, cluster: Cluster) -> None:
         """Start Horovod and pin this rank's GPU, if there is one."""
         self._hvd = _import_horovod()
-        if cluster.launcher == "slurm" and not self._hvd.mpi_built():
+        several = cluster.world_size > 1
+        if cluster.launcher == "slurm" and several and not self._hvd.mpi_built():
             raise StrategyError(
                 "Horovod under srun needs a build with MPI (make setup with mpicc present); "
                 "this one has Gloo only"

@@ -14,6 +14,7 @@ import collections
 import contextlib
 import ctypes
 import importlib
+import math
 import os
 import shutil
 import signal
@@ -31,7 +32,20 @@ from strategies.cluster import detect
 POLL_SECONDS = 0.05
 # Time between the polite and the hard signal to ranks that outlive a failed one.
 GRACE_SECONDS = 5.0
-TAIL_LINES = 200
+# Time after the first failure in which others may fail: the first to leave is not always the cause.
+SETTLE_SECONDS = 1.0
+# TensorFlow's tracebacks are long; the line that begins one must still be there.
+TAIL_LINES = 2000
+# Signals that nobody sends for a peer's failure (a peer's failure ends in SIGABRT or an error).
+CAUSAL_SIGNALS = frozenset({signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS})
+# What Horovod and TensorFlow write on a rank that suffers from another rank's failure.
+COLLECTIVE_ERRORS = (
+    "HorovodInternalError",
+    "has been shut down",
+    "UnavailableError",
+    "UNAVAILABLE:",
+    "CoordinationService",
+)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -83,10 +97,11 @@ def run(command: Sequence[str], *, strategy: str, workers: int) -> int:
         finally:
             _end(ranks)
             signal.signal(signal.SIGTERM, previous)
-    if failed is None:
+    if not failed:
         return 0
-    print(failed.obituary(), file=sys.stderr, flush=True)
-    return 2 if failed.process.returncode == 2 else 1
+    cause = _find_cause(failed)
+    print(cause.describe_failure(), file=sys.stderr, flush=True)
+    return 2 if cause.process.returncode == 2 else 1
 
 
 class _Rank:
@@ -134,7 +149,17 @@ class _Rank:
             screen.write(prefix + line)
             screen.flush()
 
-    def obituary(self) -> str:
+    @property
+    def was_killed(self) -> bool:
+        """True if a signal ended it that no other rank's failure brings about."""
+        return -self.process.returncode in CAUSAL_SIGNALS
+
+    @property
+    def blames_others(self) -> bool:
+        """True if its last lines hold the error of a collective, another rank's failure."""
+        return any(error in line for line in self.tail for error in COLLECTIVE_ERRORS)
+
+    def describe_failure(self) -> str:
         """How this rank failed: how it ended, and its last traceback or last lines."""
         code = self.process.returncode
         how = (
@@ -152,17 +177,31 @@ class _Rank:
         return f"rank {self.rank} {how}; the other ranks were ended.\n{''.join(shown)}".rstrip()
 
 
-def _wait(ranks: Sequence[_Rank]) -> _Rank | None:
-    """The first rank that fails, or None when all have ended well."""
+def _wait(ranks: Sequence[_Rank]) -> list[_Rank]:
+    """The ranks that failed, earliest first; none when all have ended well.
+
+    After the first failure it waits SETTLE_SECONDS for the others.
+    """
+    failed: list[_Rank] = []
+    deadline = math.inf
     while True:
         codes = [rank.process.poll() for rank in ranks]
-        failed = [rank for rank, code in zip(ranks, codes, strict=True) if code]
+        failed += [
+            rank for rank, code in zip(ranks, codes, strict=True) if code and rank not in failed
+        ]
         if failed:
-            # A killed rank is the cause where others fail in the same moment for want of it.
-            return min(failed, key=lambda rank: rank.process.returncode)
-        if all(code == 0 for code in codes):
-            return None
+            deadline = min(deadline, time.monotonic() + SETTLE_SECONDS)
+        if None not in codes or time.monotonic() >= deadline:
+            return failed
         time.sleep(POLL_SECONDS)
+
+
+def _find_cause(failed: Sequence[_Rank]) -> _Rank:
+    """The rank whose failure brought the others': all output must have been read.
+
+    A killed rank, else one with an error of its own, else the earliest.
+    """
+    return min(failed, key=lambda rank: (not rank.was_killed, rank.blames_others))
 
 
 def _end(ranks: Sequence[_Rank]) -> None:

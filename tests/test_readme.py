@@ -1,4 +1,8 @@
-"""The README's commands and its example, run as they stand."""
+"""The README's commands and its example, run as they stand.
+
+`make demo` (under both strategies) and `make test` themselves are run by .ci/run, in a clean clone:
+here they could only run each other. `python -m benchmarks step` is run by tests/benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,15 @@ import sys
 
 import pytest
 
+from kerass2 import fit
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^ {4}(python -m .+)$", README, re.MULTILINE)
 TOUR = [command for command in COMMANDS if "my_training.py" not in command]
 
 
-def run(command: str, folder: pathlib.Path) -> subprocess.CompletedProcess[str]:
+def run(command: str, folder: pathlib.Path, **variables: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
@@ -26,7 +32,7 @@ def run(command: str, folder: pathlib.Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=400,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, **variables},
     )
 
 
@@ -42,11 +48,47 @@ def test_the_tour(tmp_path):
         assert (tmp_path / name).is_file()
 
 
+def test_the_console_script(tmp_path):
+    """`kerass2 NAME` does what `python -m kerass2.NAME` does."""
+    script = pathlib.Path(sys.executable).with_name("kerass2")
+    if not script.is_file():
+        pytest.skip(f"kerass2 is not installed as a script beside {sys.executable}")
+    assert "`kerass2 NAME`" in README
+    command = TOUR[0].replace("python -m kerass2.", f"{script} ")
+    result = run(command, tmp_path)
+    assert result.returncode == 0, f"{command}\n{result.stderr}"
+    assert (tmp_path / "data/manifest.json").is_file()
+
+
+def test_the_batch_file(tmp_path):
+    """Without a cluster: its syntax, and what it would have srun start, read by fit itself."""
+    (words,) = re.findall(r"`sbatch (slurm/fit\.sbatch .+?)`", README)
+    script, *arguments = words.split()
+    assert run(f"bash -n {ROOT / script}", tmp_path).returncode == 0
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    srun.chmod(0o755)
+    result = run(
+        shlex.join(["bash", str(ROOT / script), *arguments]),
+        tmp_path,
+        PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        STRATEGY="multiworker",
+    )
+    assert result.returncode == 0, result.stderr
+    started = result.stdout.splitlines()
+    started = started[started.index("python") :]  # before it: srun's own options
+    assert started[:3] == ["python", "-m", "kerass2.fit"]
+    given = fit.main.make_context("fit", started[3:]).params
+    assert given["experiment"] == "superres_20m"
+    assert given["strategy"] == "multiworker"
+    assert str(given["data"]) == "DIR"
+
+
 @pytest.mark.horovod
 @pytest.mark.parametrize("strategy", ["horovod", "multiworker"])
 def test_the_example_of_an_own_model(tmp_path, strategy):
     (code,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
-    assert len([line for line in code.splitlines() if line.strip()]) <= 35
+    assert 20 <= len([line for line in code.splitlines() if line.strip()]) <= 30
     (tmp_path / "my_training.py").write_text(code.replace('"horovod")', f'"{strategy}")'))
     (command,) = [command for command in COMMANDS if "my_training.py" in command]
     result = run(command.replace("horovod", strategy), tmp_path)
@@ -56,6 +98,32 @@ def test_the_example_of_an_own_model(tmp_path, strategy):
 
 def test_the_makefile_has_the_targets_named():
     named = set(re.findall(r"`make ([a-z-]+)", README)) | {"demo", "test"}
+    assert {"demo", "test", "setup", "help", "bench", "bench-step"} <= named
     makefile = (ROOT / "Makefile").read_text()
     for target in named:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize(
+    ("variables", "sharpened"),
+    [("", "sample"), ("DATA=synthetic", "synthetic"), ("DATA=synthetic INPUT=DIR", "DIR")],
+)
+def test_what_the_demo_would_do(variables, sharpened):
+    """`make -n`: the commands without running them."""
+    result = run(f"make -n VENV=ENV demo {variables}", ROOT)
+    assert result.returncode == 0, result.stderr
+    assert f"kerass2.predict demo {sharpened} -o" in result.stdout
+    assert "kerass2.fit --strategy horovod --workers 2 " in result.stdout
+    assert ("--data synthetic" in result.stdout) == ("DATA=synthetic" in variables)
+
+
+def test_make_help():
+    result = run("make help", ROOT)
+    assert result.returncode == 0, result.stderr
+    assert "make demo" in result.stdout
+
+
+def test_the_figures_are_made_by_commands_that_exist():
+    (section,) = re.findall(r"^## How equal, how fast\n(.+?)^## ", README, re.MULTILINE | re.DOTALL)
+    commands = set(re.findall(r"\| `([^`]+)` \|$", section, re.MULTILINE))
+    assert commands == {"make test", "make demo", "python -m benchmarks step"}

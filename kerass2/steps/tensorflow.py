@@ -23,7 +23,8 @@ def build_step(
 ) -> Callable[[Mapping[str, Any], bool], dict[str, float]]:
     """A compiled step.
 
-    (batch of this rank, this rank wants to stop) -> {"loss": global loss, "stop": ranks wanting}.
+    (batch of this rank, this rank wants to stop) -> {"loss": global loss, "gradient_norm": of the
+    summed gradient, as scaled in float16, "stop": ranks wanting}.
     Loss = sum(per-example loss) / global_batch + regularisation / world_size on each rank;
     gradients, loss and the wish to stop are summed in one all-reduce, so that every rank sees the
     same numbers and stops at the same step.
@@ -42,8 +43,9 @@ def build_step(
             scaled = optimizer.scale_loss(value)
         gradients = tape.gradient(scaled, [weight.value for weight in weights])
         *gradients, value, stop = strategy.sum_gradients([*gradients, value, stop])
+        norm = tf.linalg.global_norm(gradients)
         optimizer.apply(gradients, weights)
-        return {"loss": value, "stop": stop}
+        return {"loss": value, "gradient_norm": norm, "stop": stop}
 
     @tf.function(jit_compile=xla, autograph=False)
     def compiled(batch: Mapping[str, Any], stop: Any) -> Any:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import batching, tfrecord, transforms
+from data_pipelines import batching, datasets, tfrecord, transforms
 from data_pipelines.batching import BatchError
 from data_pipelines.spec import DataError, DatasetSpec, TensorSpec
 
@@ -464,9 +464,9 @@ def test_readers_work_ahead_and_tensorflow_calls_only_when_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[int] = []
-    ahead = batching._Ahead.__call__
+    ahead = datasets._Ahead.__call__
     monkeypatch.setattr(
-        batching._Ahead, "__call__", lambda self, step: calls.append(step) or ahead(self, step)
+        datasets._Ahead, "__call__", lambda self, step: calls.append(step) or ahead(self, step)
     )
     source = Memory(40)
     reads: list[int] = []
@@ -476,11 +476,11 @@ def test_readers_work_ahead_and_tensorflow_calls_only_when_asked(
     next(batches)
     time.sleep(0.5)
     assert calls == [0]
-    assert len(reads) == 1 + batching.STEPS_AHEAD
+    assert len(reads) == 1 + datasets.STEPS_AHEAD
     next(batches)
     time.sleep(0.5)
     assert calls == [0, 1]
-    assert len(reads) == 2 + batching.STEPS_AHEAD
+    assert len(reads) == 2 + datasets.STEPS_AHEAD
 
 
 def test_iterators_of_one_dataset_do_not_disturb_each_other() -> None:
@@ -496,14 +496,3 @@ def test_iterators_of_one_dataset_do_not_disturb_each_other() -> None:
         np.testing.assert_array_equal(one["index"], expected[step + 2]["index"])
         np.testing.assert_array_equal(two["index"], expected[step]["index"])
     np.testing.assert_array_equal(next(first)["index"], expected[3]["index"])
-
-
-def test_rest_waits_for_calls_and_then_for_quiet() -> None:
-    calls = batching._Calls()
-    calls.rest(quiet=0.0)
-    started = time.monotonic()
-    with calls:
-        calls.rest(limit=0.1)  # one runs: gives up
-    assert time.monotonic() - started >= 0.1
-    calls.rest(quiet=0.2)
-    assert 0.3 <= time.monotonic() - started < 5

@@ -24,7 +24,7 @@ def test_what_is_written_is_read(
     monkeypatch.setattr(geotiff, "CHUNK", 60)
     folder = geotiff.write_folder(tmp_path / "G", cubes, crs="EPSG:32632", corner=CORNER)
     (found,) = granule.open_granules(folder)
-    assert (found.name, found.shape) == ("G", (144, 144))
+    assert (found.name, found.shape, found.synthetic) == ("G", (144, 144), False)
     assert (found.plane, found.origin) == ("EPSG:32632", (-580_002, 39_996))
     for name, cube in found.cubes.items():
         gsd = sentinel2.GSDS[name]

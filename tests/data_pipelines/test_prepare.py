@@ -11,7 +11,7 @@ import click.testing
 import numpy as np
 import pytest
 
-from data_pipelines import convert, cube, synthetic, tfrecord
+from data_pipelines import convert, cube, sample, synthetic, tfrecord
 from data_pipelines.spec import SPLITS, DataError
 from kerass2 import prepare
 
@@ -36,6 +36,11 @@ def test_the_command(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
     manifest = tfrecord.read_manifest(tmp_path / "out")
     assert manifest.spec.task == "superres_20m"
     assert manifest.provenance["sources"] == [str(source)]
+    radius = manifest.provenance["receptive_radius"]
+    assert manifest.provenance["gap"] >= radius == cube.RECEPTIVE_RADIUS
+    assert manifest.provenance["synthetic"] is True
+    assert "SYNTHETIC" in done.stderr
+    assert sample.resolve(str(tmp_path / "out"))[1].startswith(f"data: {tmp_path / 'out'} (SYNTH")
     again = run(source, "-o", tmp_path / "out")
     assert (again.returncode, again.stdout) == (1, "")
     assert again.stderr.startswith("error: ")
@@ -95,13 +100,18 @@ def test_few_places_are_said(tmp_path: pathlib.Path) -> None:
 
 
 def test_examples_are_those_that_cut_gives(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    steps: list[tuple[int, int]] = []
     summary = convert.convert(
         lambda: convert.open_all([source]),
         tmp_path / "out",
         "superres_60m",
         patch_size=24,
         stride=12,
+        advance=lambda done, total: steps.append((done, total)),
     )
+    total = sum(summary.counts.values())
+    assert [done for done, _ in steps] == [*range(1, total + 1), total]
+    assert {n for _, n in steps} == {total}
     assert summary.counts == tfrecord.verify(tmp_path / "out")
     data = tfrecord.open_source(tmp_path / "out", "train")
     batch = data.read([3])
@@ -147,3 +157,5 @@ def test_real_scenes(shared_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     summary = convert.convert(lambda: convert.open_all(scenes), tmp_path / "out", "superres_20m")
     assert all(summary.counts.values())
     assert summary.scenes == 3
+    assert not summary.synthetic
+    assert tfrecord.read_manifest(tmp_path / "out").provenance["synthetic"] is False

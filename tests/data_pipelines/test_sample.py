@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from data_pipelines import bigearthnet, sample, sentinel2, synthetic, tfrecord
+from data_pipelines import bigearthnet, granule, sample, sentinel2, synthetic, tfrecord
 from data_pipelines.spec import DataError
 
 PRODUCT = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
@@ -20,6 +20,7 @@ PRODUCT = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(sample.UNAVAILABLE, "")  # what a test makes of it goes with the test
     monkeypatch.setattr(sample, "SYNTHETIC", {"superres_20m": (768, 32), "superres_60m": (600, 6)})
 
 
@@ -68,6 +69,8 @@ def test_it_is_converted_once_through_the_reader(
     folder, message = sample.resolve(None)
     assert message == "data: sample of real BigEarthNet v2 patches (tile T33UUP, 2017-06-13)"
     assert all(counts(folder).values())
+    assert tfrecord.read_manifest(folder).provenance["synthetic"] is False
+    assert sample.resolve(str(folder))[1] == f"data: {folder}"
     names = {
         str(name).split("/")[0][-5:]
         for split in counts(folder)
@@ -116,6 +119,48 @@ def test_without_an_index_a_synthetic_granule_in_capitals(
     with pytest.raises(DataError, match="the sample is not available: pip download"):
         sample.fetch()
     assert sample.resolve("synthetic")[0] == folder
+    named, message = sample.resolve(str(folder))
+    assert named == folder
+    assert "SYNTHETIC" in message
+
+
+def test_a_granule_without_an_index(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERASS2_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    path, message = sample.resolve_granule("sample")
+    assert message == message.upper()
+    assert "USING A SYNTHETIC GRANULE INSTEAD" in message
+    assert sample.resolve_granule("synthetic") == (path, "")
+    (found,) = granule.open_granules(path)
+    assert found.synthetic
+
+
+def test_pip_is_asked_once_by_a_process_and_its_children(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fail(folder: pathlib.Path) -> pathlib.Path:
+        asked.append(folder)
+        raise sample._Unavailable("no network")
+
+    monkeypatch.setattr(sample, "_download", fail)
+    monkeypatch.setenv("KERASS2_CACHE", str(tmp_path))
+    expected = sample.resolve(None)
+    assert sample.resolve(None) == expected
+    sample.resolve_granule("sample")
+    assert len(asked) == 1
+    # A sample that arrives meanwhile does not part ranks from the process that started them.
+    (tmp_path / f"sample-superres_20m-{sample.VERSION}").mkdir()
+    code = "from data_pipelines import sample; print(*sample.resolve(None), sep='|', end='')"
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{expected[0]}|{expected[1]}"
 
 
 @pytest.mark.parametrize(

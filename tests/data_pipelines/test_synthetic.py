@@ -62,6 +62,7 @@ def test_files(tmp_path: pathlib.Path) -> None:
     folder = synthetic.write_granule(tmp_path / "made-up", 120, seed=4)
     (found,) = granule.open_granules(folder)
     assert found.plane == synthetic.CRS
+    assert found.synthetic
     for name, cube in synthetic.build_cubes(120, seed=4).items():
         np.testing.assert_array_equal(found.cubes[name].values, cube)
 

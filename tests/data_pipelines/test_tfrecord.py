@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import tfrecord
+from data_pipelines import example_proto, manifest, tfrecord
 from data_pipelines.spec import DataError, DatasetSpec, TensorSpec
 
 SPEC = DatasetSpec(
@@ -98,7 +98,7 @@ def crc32c_bitwise(data: bytes) -> int:
 @given(st.binary(max_size=50))
 @example(b"123456789")
 def test_masked_crc_follows_its_definition(data: bytes) -> None:
-    masked = tfrecord.masked_crc(data) - 0xA282EAD8 & 0xFFFFFFFF
+    masked = example_proto.masked_crc(data) - 0xA282EAD8 & 0xFFFFFFFF
     assert (masked << 15 | masked >> 17) & 0xFFFFFFFF == crc32c_bitwise(data)
 
 
@@ -109,7 +109,7 @@ def test_frames_are_byte_for_byte_those_of_tensorflow(tmp_path: pathlib.Path) ->
     with tf.io.TFRecordWriter(str(tmp_path / "records")) as writer:
         for record in records:
             writer.write(record)
-    ours = b"".join(map(tfrecord.frame, records))
+    ours = b"".join(map(example_proto.frame, records))
     assert ours == (tmp_path / "records").read_bytes()
 
 
@@ -117,7 +117,7 @@ def test_examples_are_those_of_tensorflow_both_ways(folder: pathlib.Path) -> Non
     import tensorflow as tf
 
     features = {"patch_id": b"p", "inputs/gsd10": bytes(range(256)), "empty": b""}
-    ours = tfrecord.example_class()()
+    ours = example_proto.example_class()()
     theirs = tf.train.Example()
     for key, value in features.items():
         ours.features.feature[key].bytes_list.value.append(value)
@@ -125,7 +125,7 @@ def test_examples_are_those_of_tensorflow_both_ways(folder: pathlib.Path) -> Non
     data = theirs.SerializeToString(deterministic=True)
     assert ours.SerializeToString(deterministic=True) == data
     theirs.features.feature["other"].int64_list.value.extend([1, 2])  # unknown to us: skipped
-    back = tfrecord.example_class().FromString(theirs.SerializeToString())
+    back = example_proto.example_class().FromString(theirs.SerializeToString())
     assert back.features.feature["inputs/gsd10"].bytes_list.value[0] == features["inputs/gsd10"]
     for record in tf.data.TFRecordDataset(str(folder / "train-00000.tfrecord")):
         parsed = tf.train.Example.FromString(record.numpy())
@@ -454,7 +454,7 @@ def rewrite(path: pathlib.Path, **changes: object) -> None:
     values = json.loads(path.read_text())
     values.update(changes)
     del values["crc32c"]
-    values["crc32c"] = tfrecord._checksum(values)
+    values["crc32c"] = manifest.checksum(values)
     path.write_text(json.dumps(values))
 
 
@@ -512,6 +512,15 @@ def test_a_manifest_that_contradicts_itself_is_refused(copy: pathlib.Path, chang
         tfrecord.read_manifest(copy)
 
 
+@pytest.mark.parametrize("second", [1, 11, 15, 16, 433])
+def test_offsets_between_records_are_refused(copy: pathlib.Path, second: int) -> None:
+    splits = json.loads((copy / "manifest.json").read_text())["splits"]
+    splits["train"][0]["offsets"][1] = second
+    rewrite(copy / "manifest.json", splits=splits)
+    with pytest.raises(DataError, match=r"train-00000\.tfrecord, record 0: "):
+        tfrecord.open_source(copy, "train").read([0])
+
+
 def test_records_of_another_spec_are_refused(copy: pathlib.Path) -> None:
     values = json.loads((copy / "manifest.json").read_text())
     values["spec"]["inputs"]["gsd10"].update(shape=[4, 4, 1], bands=["B02"])
@@ -526,7 +535,7 @@ def test_records_of_another_spec_are_refused(copy: pathlib.Path) -> None:
 
 def test_a_record_that_is_no_example_is_refused(copy: pathlib.Path) -> None:
     splits = json.loads((copy / "manifest.json").read_text())["splits"]
-    record = tfrecord.frame(b"\xff\xff no protobuf")
+    record = example_proto.frame(b"\xff\xff no protobuf")
     (copy / "train-00000.tfrecord").write_bytes(record)
     splits["train"] = [{**splits["train"][0], "count": 1, "offsets": [0], "bytes": len(record)}]
     rewrite(copy / "manifest.json", splits=splits)

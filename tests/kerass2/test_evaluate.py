@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import pytest
 
-from data_pipelines import convert, geotiff, synthetic, tfrecord
+from data_pipelines import convert, synthetic, tfrecord
 from data_pipelines.spec import DataError
 from kerass2 import cli, evaluate, inputs, metrics, models
 from strategies.cluster import Cluster
@@ -28,8 +28,7 @@ METRICS = list(metrics.DEFINITIONS)
 def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A data set of 11 + 2 patches: a prime number, which no number of ranks divides."""
     folder = tmp_path_factory.mktemp("data")
-    cubes = synthetic.build_cubes(384)
-    source = geotiff.write_folder(folder / "in", cubes, crs="EPSG:32632", corner=(399960, 5800020))
+    source = synthetic.write_granule(folder / "in", 384)
     everything = convert.convert(
         lambda: convert.open_all([source]), folder / "all", "superres_20m", only_split="test"
     ).folder
@@ -46,8 +45,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         )
         for i in range(13)
     ]
-    origin = {"source": "synthetic granule, made up"}
-    return tfrecord.write(folder / "d", test.spec, examples, splits=["train"], provenance=origin)
+    facts = tfrecord.read_manifest(everything).provenance
+    return tfrecord.write(folder / "d", test.spec, examples, splits=["train"], provenance=facts)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ Real processes, files left behind, the same weights by every road, clear refusal
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import random
@@ -18,6 +19,13 @@ import time
 
 import numpy as np
 import pytest
+
+from kerass2 import checkpoint, config, evaluate
+from kerass2.fit import fit as run_fit
+from kerass2.job import check
+from strategies.base import StrategyError
+from strategies.cluster import Cluster
+from strategies.single import SingleStrategy
 
 TINY = (
     "--set",
@@ -150,9 +158,8 @@ def test_resume_after_kill_gives_the_unbroken_weights(run_command, prepared, tmp
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (broken / "model.keras").exists()
-    resumed = run_command(
-        "fit", "--workdir", broken, "--data", prepared, "--resume", "--strategy", strategy
-    )
+    # Experiment and data are those that the run was begun with.
+    resumed = run_command("fit", "--workdir", broken, "--resume", "--strategy", strategy)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after" in resumed.stdout
     found, expected = weights(broken), weights(tmp_path / "unbroken")
@@ -208,13 +215,16 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(run_command, prepared, tmp_pa
         strategy,
         *explode,
         "--set",
-        "optimizer.learning_rate=1e25",
+        "optimizer.learning_rate=1e4",
     )
     assert result.returncode == 1, result.stderr
-    assert "the loss is" in result.stderr.splitlines()[-1]
+    assert re.search(r"error: the (loss|gradient norm) is", result.stderr.splitlines()[-1])
     step = int(result.stderr.rsplit("at step ", 1)[1].split(";")[0])
+    # The weights after step - 1 gave what is not finite: good are those before.
     saved = [path.name for path in (tmp_path / "w" / "checkpoints").iterdir()]
-    assert max(saved) == f"step-{step - 1:08d}.npz"
+    assert step > 2
+    assert saved == [f"step-{step - 2:08d}.npz"]
+    assert np.isfinite(weights(tmp_path / "w")).all()
     assert not (tmp_path / "w" / "model.keras").exists()
 
 
@@ -318,3 +328,103 @@ def test_more_workers_than_cores_is_said(run_command, prepared, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert f"warning: {workers} workers share {workers - 1} cores" in result.stderr
+
+
+def test_resume_refuses_other_data(trained, run_command, prepared, granule_folder, tmp_path):
+    workdir, other = tmp_path / "w", tmp_path / "other"
+    shutil.copytree(trained("single")[0], workdir)
+    made = run_command("prepare", granule_folder, "-o", other, "--seed", 1, "--stride", 24)
+    assert made.returncode == 0, made.stderr
+    result = run_command("fit", "--workdir", workdir, "--data", other, "--resume", "--steps", 14)
+    assert result.returncode == 1
+    assert f"{workdir} was begun with other data" in result.stderr
+    assert (workdir / "model.keras").exists()
+
+
+def test_a_resumed_run_drops_what_its_old_weights_made(trained, run_command, prepared, tmp_path):
+    workdir = tmp_path / "w"
+    shutil.copytree(trained("single")[0], workdir)
+    (workdir / "evaluation.json").write_text("{}")
+    result = run_command("fit", "--workdir", workdir, "--resume", "--steps", 13)
+    assert result.returncode == 0, result.stderr
+    assert not (workdir / "evaluation.json").exists()
+    assert (workdir / "model.keras").exists()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_low_precision_trains_and_resumes(run_command, prepared, tmp_path, precision, strategy):
+    need(strategy)
+    chosen = ("--strategy", strategy, "--set", f"run.precision={precision}")
+    result = fit(run_command, prepared, tmp_path / "w", "--steps", 4, *chosen)
+    assert result.returncode == 0, result.stderr
+    resumed = run_command("fit", "--workdir", tmp_path / "w", "--resume", "--steps", 6, *chosen)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after 4" in resumed.stdout
+    assert np.isfinite(weights(tmp_path / "w")).all()
+    assert f"parameters, {precision}" in resumed.stdout
+
+
+class Recording(SingleStrategy):
+    """Notes when statistics are averaged."""
+
+    def __init__(self, calls: list[str]) -> None:
+        super().__init__(Cluster("none"))
+        self.calls = calls
+
+    def average_statistics(self, model) -> None:
+        self.calls.append("average")
+
+
+def test_statistics_are_averaged_before_each_checkpoint(prepared, tmp_path, monkeypatch):
+    calls: list[str] = []
+    real = checkpoint.save
+    monkeypatch.setattr(
+        checkpoint, "save", lambda *a, **k: (calls.append("save"), real(*a, **k))[1]
+    )
+    monkeypatch.setattr(
+        evaluate, "evaluate_model", lambda *a, **k: calls.append("evaluate") or SCORES
+    )
+    experiment = config.override(
+        config.load("dsen2_20m_compact"),
+        [
+            "model.options.filters=8",
+            "model.options.blocks=1",
+            "run.precision=float32",
+            "run.steps=3",
+            "run.checkpoint_every=2",
+            "run.global_batch=4",
+        ],
+    )
+    job = check(
+        experiment, str(prepared), tmp_path, overwrite=False, resume=False, max_seconds=math.inf
+    )
+    run_fit(job, Recording(calls))
+    assert calls == ["average", "save", "average", "save", "evaluate"]
+
+
+SCORES = {"methods": {name: {"rmse": {"mean": 1.0}} for name in ("model", "bicubic")}}
+
+
+class Far(SingleStrategy):
+    """One of two ranks; the other began at another step."""
+
+    def __init__(self) -> None:
+        super().__init__(Cluster("none"))
+        self.world_size = 2
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        return 2 * values + 1
+
+
+def test_ranks_that_disagree_are_refused(prepared, tmp_path):
+    experiment = config.override(
+        config.load("dsen2_20m_compact"),
+        ["model.options.filters=8", "model.options.blocks=1", "run.precision=float32"],
+    )
+    job = check(
+        experiment, str(prepared), tmp_path, overwrite=False, resume=False, max_seconds=math.inf
+    )
+    with pytest.raises(StrategyError, match="ranks differ: rank 0 begins at step 0"):
+        run_fit(job, Far())
+    assert not (tmp_path / "experiment.json").exists()

@@ -16,7 +16,7 @@ import pytest
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
-from data_pipelines import geotiff, sentinel2
+from data_pipelines import geotiff, sample, sentinel2, synthetic
 from data_pipelines.granule import Granule, build_cube, open_granules
 from data_pipelines.spec import DataError
 from kerass2 import cli, models, predict
@@ -160,6 +160,7 @@ def test_command_on_geotiffs(run: Run, model_file: pathlib.Path, tmp_path: pathl
             "deflate",
         )
         assert file.profile["tiled"]
+        assert "SYNTHETIC" not in file.tags()
         found = file.read()
     assert not found[:, :8].any()
     # Near to the input: a mix-up of bands or places would be far from it.
@@ -173,6 +174,27 @@ def test_command_on_geotiffs(run: Run, model_file: pathlib.Path, tmp_path: pathl
     code, _, err = run(model_file, source, "-o", output)
     assert code == 1
     assert err == f"error: {output}: exists; give --overwrite to replace it\n"
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_made_up_pixels_are_said_so(
+    offline: bool,
+    run: Run,
+    model_file: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sample, "SYNTHETIC", {sample.TASK: (120, 32)})
+    monkeypatch.setenv("KERASS2_CACHE", str(tmp_path))
+    monkeypatch.setenv(sample.UNAVAILABLE, "no network" if offline else "")
+    source = "sample" if offline else synthetic.write_granule(tmp_path / "in", 120)
+    output = tmp_path / "out.tif"
+    code, _, err = run(model_file, source, "-o", output)
+    assert code == 0, err
+    assert "THE INPUT IS SYNTHETIC" in err
+    assert ("THE SAMPLE IS NOT AVAILABLE (NO NETWORK): USING A SYNTHETIC" in err) == offline
+    with rasterio.open(output) as file:
+        assert file.tags()["SYNTHETIC"] == "YES"
 
 
 def test_workdir_instead_of_a_model_and_overwrite(

@@ -27,15 +27,13 @@ Run = Callable[..., tuple[int, str, str]]
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder as kerass2.fit leaves it, with a report made by the command."""
     root = tmp_path_factory.mktemp("report")
-    cubes = synthetic.build_cubes(384)
-    source = geotiff.write_folder(root / "in", cubes, crs="EPSG:32632", corner=(399960, 5800020))
+    source = synthetic.write_granule(root / "in", 384)
     data = convert.convert(
         lambda: convert.open_all([source]),
         root / "data",
         "superres_20m",
         only_split="test",
         stride=64,
-        provenance={"source": "synthetic granule, made up"},
     ).folder
     folder = root / "run"
     folder.mkdir()
@@ -205,6 +203,26 @@ def test_command(run: Run, workdir: pathlib.Path, tmp_path: pathlib.Path) -> Non
     assert code == 0, err
     assert out == f"wrote {output}\n"
     assert len(Page(output.read_text(encoding="utf-8")).all("section")) == 1
+
+
+def test_other_data_leave_the_evaluation_alone(
+    run: Run, workdir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    source = geotiff.write_folder(
+        tmp_path / "in", synthetic.build_cubes(192), crs="EPSG:32632", corner=(399960, 5800020)
+    )
+    data = convert.convert(
+        lambda: convert.open_all([source]), tmp_path / "other", "superres_20m", only_split="test"
+    ).folder
+    before = (workdir / "evaluation.json").read_bytes()
+    output = tmp_path / "page.html"
+    code, _, err = run(workdir, "-o", output, "--patches", 1, "--data", data)
+    assert code == 0, err
+    page = Page(output.read_text(encoding="utf-8"))
+    assert "9 patches of the test split" in page.text
+    assert f"report {workdir} --data {data} -o {output}" in page.text
+    assert "SYNTHETIC DATA" not in page.text  # their files are not tagged
+    assert (workdir / "evaluation.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

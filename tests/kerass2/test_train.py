@@ -24,7 +24,7 @@ def run(losses, *, first_step=0, num_steps=10, checkpoint_every=4, **kwargs):
     saved: list[int] = []
     log = Log()
     done = train(
-        step=lambda batch, stop: {"loss": next(values), "stop": float(stop)},
+        step=lambda batch, stop: {"loss": next(values), "gradient_norm": 1.0, "stop": float(stop)},
         batches=itertools.repeat({}),
         first_step=first_step,
         num_steps=num_steps,
@@ -54,7 +54,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(bad):
     losses = iter([1.0] * 5 + [bad])
     with pytest.raises(TrainingError, match="at step 6"):
         train(
-            step=lambda batch, stop: {"loss": next(losses), "stop": 0.0},
+            step=lambda batch, stop: {"loss": next(losses), "gradient_norm": 1.0, "stop": 0.0},
             batches=itertools.repeat({}),
             first_step=0,
             num_steps=10,
@@ -66,7 +66,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(bad):
 
 
 def test_float16_goes_on():
-    assert run([1.0, math.inf, 1.0], num_steps=3, loss_may_overflow=True)[0] == 3
+    assert run([1.0, math.inf, 1.0], num_steps=3, may_overflow=True)[0] == 3
 
 
 def test_deadline_ends_after_the_step_in_progress():
@@ -77,7 +77,11 @@ def test_deadline_ends_after_the_step_in_progress():
 def test_the_wish_of_another_rank_to_stop_counts():
     steps = itertools.count(1)
     done = train(
-        step=lambda batch, stop: {"loss": 1.0, "stop": float(next(steps) == 3)},
+        step=lambda batch, stop: {
+            "loss": 1.0,
+            "gradient_norm": 1.0,
+            "stop": float(next(steps) == 3),
+        },
         batches=itertools.repeat({}),
         first_step=0,
         num_steps=10,
@@ -86,3 +90,19 @@ def test_the_wish_of_another_rank_to_stop_counts():
         log=Log(),
     )
     assert done == 3
+
+
+def test_a_gradient_that_is_not_finite_stops_too():
+    saved: list[int] = []
+    norms = iter([1.0, 1.0, math.nan])
+    with pytest.raises(TrainingError, match="the gradient norm is nan at step 3"):
+        train(
+            step=lambda batch, stop: {"loss": 1.0, "gradient_norm": next(norms), "stop": 0.0},
+            batches=itertools.repeat({}),
+            first_step=0,
+            num_steps=10,
+            checkpoint_every=1,
+            save=saved.append,
+            log=Log(),
+        )
+    assert saved == [1, 2]

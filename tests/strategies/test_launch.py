@@ -41,7 +41,10 @@ def run_ranks(
 
 
 def test_output_of_other_ranks_is_prefixed():
-    result = run_ranks("print('out', rank); print('err', rank, file=sys.stderr)", workers=3)
+    # Rank 0 writes to the same stdout itself; unbuffered, print would write its newline apart.
+    result = run_ranks(
+        "print(f'out {rank}\\n', end=''); print('err', rank, file=sys.stderr)", workers=3
+    )
     assert result.returncode == 0
     assert sorted(result.stdout.splitlines()) == ["[rank 1] out 1", "[rank 2] out 2", "out 0"]
     assert sorted(result.stderr.splitlines()) == ["[rank 1] err 1", "[rank 2] err 2", "err 0"]
@@ -67,6 +70,48 @@ def test_a_killed_rank_ends_all():
     assert time.monotonic() - begin < 30
     assert result.returncode == 1
     assert "rank 1 was killed by SIGKILL" in result.stderr.splitlines()[-1]
+
+
+VICTIM = "print('HorovodInternalError: Horovod has been shut down', file=sys.stderr, flush=True)\n"
+
+
+@pytest.mark.parametrize("victims_end", ["os._exit(1)", "os.abort()", "os.kill(os.getpid(), 15)"])
+def test_the_cause_is_found_though_a_victim_ends_first(victims_end):
+    result = run_ranks(
+        f"if rank == 0:\n    {VICTIM}    {victims_end}\n"
+        "time.sleep(0.3)\nraise ValueError('the cause')"
+    )
+    assert result.returncode == 1
+    assert result.stderr.rstrip().endswith("ValueError: the cause")
+    assert "rank 1 ended with exit code 1" in result.stderr
+
+
+@pytest.mark.parametrize("death", ["SIGKILL", "SIGSEGV", "SIGBUS"])
+def test_a_killed_rank_is_the_cause_though_others_fail_first(death):
+    result = run_ranks(
+        "import signal\nif rank == 0: raise ValueError('not the cause')\n"
+        f"time.sleep(0.3)\nos.kill(os.getpid(), signal.{death})"
+    )
+    assert result.returncode == 1
+    assert f"rank 1 was killed by {death}" in result.stderr
+
+
+def test_of_equal_failures_the_earliest_is_shown():
+    result = run_ranks("time.sleep(0.5 * (1 - rank))\nraise ValueError(f'of rank {rank}')")
+    assert result.stderr.rstrip().endswith("ValueError: of rank 1")
+
+
+def test_a_long_traceback_is_shown_from_its_first_line():
+    # Two functions in turn: Python shortens a function that calls itself.
+    result = run_ranks(
+        "def f(n): return g(n)\n"
+        "def g(n):\n    if n: return f(n - 1)\n    raise ValueError('deep')\n"
+        "f(200) if rank else time.sleep(600)"
+    )
+    ending = result.stderr.rpartition("the other ranks were ended.\n")[2].splitlines()
+    assert len(ending) > 400
+    assert ending[0] == "Traceback (most recent call last):"
+    assert ending[-1] == "ValueError: deep"
 
 
 def test_a_rank_that_ignores_sigterm_is_ended_too(tmp_path):

@@ -70,7 +70,7 @@ def main() -> None:
     chosen = cases.CASES
     if rest == ["broken"]:
         strategy.sum_gradients = list
-        chosen = [("dsen2", "sgd", None)]
+        chosen = cases.BROKEN
     results = {}
     for case in chosen:
         for index, value in enumerate(train(strategy, *case)):

@@ -1,0 +1,159 @@
+"""One record of a TFRecord file: the frame with its CRCs, and the tf.train.Example inside.
+
+No TensorFlow: its message classes are made here from their field numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
+from numpy.typing import NDArray
+
+from data_pipelines.manifest import MANIFEST
+from data_pipelines.spec import DataError, DatasetSpec, TensorSpec
+
+# Bytes around the data of a record: length (uint64) and its CRC (uint32); CRC of the data (uint32).
+HEADER_BYTES, FOOTER_BYTES = 12, 4
+
+Example = Mapping[str, Any]
+
+
+def masked_crc(data: bytes) -> int:
+    """CRC-32C as TFRecord stores it: rotated right by 15 bits, plus a constant.
+
+    Source: tensorflow/core/lib/hash/crc32c.h (Mask).
+    """
+    crc = int(google_crc32c.value(data))
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(data: bytes) -> bytes:
+    """One TFRecord record around `data`."""
+    length = struct.pack("<Q", len(data))
+    crcs = struct.pack("<I", masked_crc(length)), struct.pack("<I", masked_crc(data))
+    return length + crcs[0] + data + crcs[1]
+
+
+def unframe(record: bytes, size: int, where: str) -> bytes:
+    """The data of one record that should be `size` bytes long with its frame.
+
+    Raises:
+        DataError: it is cut short, or a length or CRC does not fit; begins with `where`.
+    """
+    if len(record) < max(size, HEADER_BYTES + FOOTER_BYTES):
+        raise DataError(f"{where}: truncated: {len(record)} bytes, expected {size}")
+    length, length_crc = struct.unpack_from("<QI", record)
+    if (found := masked_crc(record[:8])) != length_crc:
+        raise DataError(f"{where}: CRC of length {found:08x}, expected {length_crc:08x}")
+    if length != (expected := size - HEADER_BYTES - FOOTER_BYTES):
+        raise DataError(f"{where}: {length} bytes of data, expected {expected} by {MANIFEST}")
+    data = record[HEADER_BYTES:-FOOTER_BYTES]
+    (data_crc,) = struct.unpack_from("<I", record, size - FOOTER_BYTES)
+    if (found := masked_crc(data)) != data_crc:
+        raise DataError(f"{where}: CRC of data {found:08x}, expected {data_crc:08x}")
+    return data
+
+
+# What we use of tensorflow/core/example/example.proto and feature.proto: features are lists of
+# bytes; lists of floats and integers, which we never write, are skipped as unknown fields.
+_EXAMPLE_PROTO = """
+name: "kerass2/example.proto" package: "tensorflow" syntax: "proto3"
+message_type { name: "BytesList"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "Feature"
+  field { name: "bytes_list" number: 1 label: LABEL_OPTIONAL
+          type: TYPE_MESSAGE type_name: ".tensorflow.BytesList" } }
+message_type { name: "Features"
+  field { name: "feature" number: 1 label: LABEL_REPEATED
+          type: TYPE_MESSAGE type_name: ".tensorflow.Features.FeatureEntry" }
+  nested_type { name: "FeatureEntry" options { map_entry: true }
+    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+    field { name: "value" number: 2 label: LABEL_OPTIONAL
+            type: TYPE_MESSAGE type_name: ".tensorflow.Feature" } } }
+message_type { name: "Example"
+  field { name: "features" number: 1 label: LABEL_OPTIONAL
+          type: TYPE_MESSAGE type_name: ".tensorflow.Features" } }
+"""
+
+
+@functools.cache
+def example_class() -> Any:
+    """The message class of tf.train.Example, made without TensorFlow.
+
+    In a descriptor pool of its own, because TensorFlow registers the same names in the default one.
+    """
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(text_format.Parse(_EXAMPLE_PROTO, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
+
+
+def features(spec: DatasetSpec) -> Iterator[tuple[str, TensorSpec]]:
+    """Feature key and spec of each array."""
+    for group, tensors in (("inputs", spec.inputs), ("targets", spec.targets)):
+        for name, tensor in tensors.items():
+            yield f"{group}/{name}", tensor
+
+
+def _stored(spec: TensorSpec) -> np.dtype[Any]:
+    """The type on disk: little-endian on any machine."""
+    return np.dtype(spec.dtype).newbyteorder("<")
+
+
+def encode(example: Example, spec: DatasetSpec) -> bytes:
+    """The tf.train.Example of one example.
+
+    Raises:
+        DataError: it is not of the spec.
+    """
+    patch = example.get("patch_id")
+    if not isinstance(patch, str) or not patch:
+        raise DataError(f"patch_id {patch!r}: expected a text that is not empty")
+    for group, tensors in (("inputs", spec.inputs), ("targets", spec.targets)):
+        found = example.get(group, {})
+        if set(found) != set(tensors):
+            raise DataError(f"patch {patch}: {group} {sorted(found)}, expected {sorted(tensors)}")
+    proto = example_class()()
+    for key, tensor in features(spec):
+        group, name = key.split("/", 1)
+        value = np.asarray(example[group][name])
+        if value.shape != tensor.shape or value.dtype != np.dtype(tensor.dtype):
+            raise DataError(
+                f"patch {patch}: {key} is {value.dtype} {value.shape}, "
+                f"expected {tensor.dtype} {tensor.shape}"
+            )
+        data = value.astype(_stored(tensor), copy=False).tobytes()
+        proto.features.feature[key].bytes_list.value.append(data)
+    proto.features.feature["patch_id"].bytes_list.value.append(patch.encode())
+    # Deterministic: the same examples give the same bytes, whatever order a map happens to have.
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def decode(data: bytes, spec: DatasetSpec, where: str) -> tuple[dict[str, NDArray[Any]], str]:
+    """Arrays (as stored, by feature key) and patch id of one tf.train.Example.
+
+    Raises:
+        DataError: it is not of the spec; begins with `where`.
+    """
+    raw = {}
+    try:
+        found = example_class().FromString(data).features.feature
+        for key in [*(key for key, _ in features(spec)), "patch_id"]:
+            values = found[key].bytes_list.value if key in found else []
+            if len(values) != 1:
+                raise DataError(f"feature {key} has {len(values)} byte values, expected 1")
+            raw[key] = values[0]
+        patch = raw["patch_id"].decode()
+        arrays = {}
+        for key, tensor in features(spec):
+            if len(raw[key]) != tensor.num_bytes:
+                raise DataError(f"{key} has {len(raw[key])} bytes, expected {tensor.num_bytes}")
+            arrays[key] = np.frombuffer(raw[key], _stored(tensor)).reshape(tensor.shape)
+    except (message.DecodeError, ValueError) as error:
+        raise DataError(f"{where}: not an example of {spec.task}: {error}") from None
+    return arrays, patch

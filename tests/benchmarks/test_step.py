@@ -1,0 +1,117 @@
+"""`python -m benchmarks step` runs on a tiny model and writes what it says; no time is judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import click
+import pytest
+
+from benchmarks import record, step, step_rank
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = """--experiment dsen2_20m_compact --set model.options.filters=8 --set model.options.blocks=1
+    --batch 2 --patch 16 --rounds 1"""
+
+
+def check_figure(figure, unit, steps):
+    assert figure["unit"] == unit
+    assert 0 < figure["quartiles"][0] <= figure["median"] <= figure["quartiles"][1]
+    assert figure["repeats"] == 1
+    assert figure["steps"] == steps
+    assert figure["warm_up"] == step_rank.WARM_UP
+
+
+@pytest.mark.horovod
+def test_the_command_writes_every_ratio(tmp_path):
+    path = tmp_path / "results" / "step.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"version": 1, "what": "of another day"}\n')
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "step", *TINY.split(), "-o", str(path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stderr
+    first, *lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert first == {"version": 1, "what": "of another day"}
+    both = ("float32", "bfloat16")
+    assert [(line["what"], line["precision"]) for line in lines] == [
+        *(("loop over bare", precision) for precision in both),
+        ("bfloat16 over float32", "both"),
+        *(
+            (f"efficiency of 2 ranks, {strategy}", precision)
+            for precision in both
+            for strategy in ("horovod", "multiworker")
+        ),
+    ]
+    for line in lines:
+        assert line["version"] == record.VERSION
+        check_figure(line["ratio"], "1", step_rank.BLOCK)
+        check_figure(line["throughput"], "patches/s", step_rank.BLOCK)
+        assert (line["batch"], line["patch"]) == (2, 16)
+        assert line["where"]["software"]["keras"]
+        if line["what"].startswith("efficiency"):
+            assert len(set(line["cores_used"])) == 2
+        assert f"{line['what']}, {line['precision']}: {line['ratio']['median']:.3f}" in (
+            result.stdout
+        )
+
+
+def test_ranks_take_two_cores_of_many(monkeypatch):
+    """On a larger machine too: one rank on the first core, the launcher of two on both."""
+    started = []
+
+    def measure(prefix, case, strategy, variants):
+        started.append((prefix[:3], strategy))
+        assert variants == [("loop", "float32"), ("loop", "bfloat16")]
+        return [[2.0, 1.0, 4.0], [1.0, 8.0, 5.0]]
+
+    monkeypatch.setattr(step, "_measure", measure)
+    medians = step._measure_ranks({"rounds": 2}, [4, 7])
+    assert started == 2 * [
+        (["taskset", "-c", "4"], "single"),
+        (["taskset", "-c", "4,7"], "horovod"),
+        (["taskset", "-c", "4,7"], "multiworker"),
+    ]
+    assert medians == {
+        (strategy, precision): 2 * [median]
+        for strategy in ("single", "horovod", "multiworker")
+        for precision, median in (("float32", 2.0), ("bfloat16", 5.0))
+    }
+
+
+@pytest.mark.parametrize(
+    ("cores", "siblings", "chosen"),
+    [
+        ({0, 1}, {0}, [0, 1]),
+        ({0, 1}, {0, 1}, [0, 1]),  # one physical core: its two threads
+        ({0, 1, 2, 3}, {0, 1}, [0, 2]),
+        ({6, 2, 4}, {2, 66}, [2, 4]),
+    ],
+)
+def test_two_cores(monkeypatch, cores, siblings, chosen):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: cores)
+    monkeypatch.setattr(step, "_siblings", lambda core: siblings)
+    assert step._two_cores() == chosen
+
+
+def test_one_core_is_too_few(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3})
+    with pytest.raises(click.ClickException, match="needs 2 cores"):
+        step._two_cores()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0,64", {0, 64}), ("0-3", {0, 1, 2, 3}), ("0-1,8-9", {0, 1, 8, 9})]
+)
+def test_siblings(monkeypatch, text, expected):
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda path: f"{text}\n")
+    assert step._siblings(0) == expected

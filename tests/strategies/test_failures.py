@@ -1,0 +1,52 @@
+"""One of two real ranks fails between collective steps: its own error is last on the screen."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+
+
+def end_ranks(strategy: str, rank: int, how: str) -> list[str]:
+    """Lines of stderr of a job in which `rank` fails."""
+    if strategy == "horovod":
+        pytest.importorskip("horovod", reason="Horovod is not built here")
+    launcher = ["-m", "strategies.launch", "--strategy", strategy, "--workers", "2", "--"]
+    script = [sys.executable, str(HERE / "failing_rank.py"), strategy, str(rank), how]
+    begin = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, *launcher, *script], capture_output=True, text=True, timeout=120
+    )
+    # Start included: some 8 s of the time.
+    assert time.monotonic() - begin < 38, result.stderr[-3000:]
+    assert result.returncode == 1, result.stderr[-3000:]
+    return result.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rank"),
+    [
+        pytest.param("horovod", 0, marks=pytest.mark.horovod),
+        pytest.param("horovod", 1, marks=pytest.mark.horovod),
+        ("multiworker", 1),
+    ],
+)
+def test_the_error_of_the_rank_that_raised_is_last(strategy, rank):
+    lines = end_ranks(strategy, rank, "raise")
+    assert lines[-1] == f"RuntimeError: the cause, on rank {rank}", "\n".join(lines[-40:])
+    assert f"rank {rank} ended with exit code 1; the other ranks were ended." in lines
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rank"),
+    [pytest.param("horovod", 1, marks=pytest.mark.horovod), ("multiworker", 0)],
+)
+def test_the_death_of_the_rank_that_was_killed_is_last(strategy, rank):
+    lines = end_ranks(strategy, rank, "kill")
+    ending = f"rank {rank} was killed by SIGKILL; the other ranks were ended."
+    assert ending in lines[-6:], "\n".join(lines[-40:])
