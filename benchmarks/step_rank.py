@@ -14,8 +14,8 @@ import numpy as np
 from kerass2 import config
 from strategies.base import Strategy
 
-BLOCK = 5  # steps timed together
-WARM_UP = 3  # steps before the first block of a variant
+BLOCK = 2  # steps timed together
+WARM_UP = 2  # steps before the first block of a variant
 
 Run = Callable[[int], None]
 

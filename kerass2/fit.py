@@ -6,8 +6,6 @@ import dataclasses
 import itertools
 import math
 import pathlib
-import shlex
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -111,20 +109,14 @@ def fit(job: Job, strategy: Strategy) -> None:
     loss = losses.get(job.experiment.loss)
     checkpoints = job.workdir / folder.CHECKPOINTS
     first_step, seconds = 0, 0.0
-    if job.resume and checkpoint.find(checkpoints):
-        state = checkpoint.restore(checkpoint.find(checkpoints)[0], model, optimizer)
+    if job.resume and (found := checkpoint.find(checkpoints)):
+        state = checkpoint.restore(found[0], model, optimizer)
         first_step, seconds = state["step"], state["seconds"]
     _check_agreement(job, strategy, first_step)
     batches = _batches(job, strategy, training, first_step)
     strategy.start(model, optimizer)
     if strategy.is_chief:
-        data = {
-            "data": str(job.data),
-            "manifest": job.manifest,
-            "description": job.data_message,
-            "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        }
-        folder.begin(job.workdir, job.experiment, data, clear=not job.resume)
+        folder.begin(job.workdir, job.experiment, job.describe_data(), clear=not job.resume)
         _print_plan(job, strategy, training, first_step)
     begin = time.monotonic() - seconds
 

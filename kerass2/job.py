@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import math
 import pathlib
+import shlex
+import sys
 
 import click
 
@@ -35,6 +37,15 @@ class Job:
     """Delete earlier results."""
     max_seconds: float = math.inf
     """Training time after which to stop [s]."""
+
+    def describe_data(self) -> dict[str, str]:
+        """What data.json says; with the command, for the report."""
+        return {
+            "data": str(self.data),
+            "manifest": self.manifest,
+            "description": self.data_message,
+            "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        }
 
 
 def choose_experiment(

@@ -12,5 +12,5 @@ EXPERIMENT = Experiment(
     model=ModelConfig("s2x", {"filters": 128, "blocks": 6}),
     data=DataConfig("superres_20m"),
     optimizer=OptimizerConfig("adam", 1e-4, "modified_linear", 128),
-    run=RunConfig(global_batch=128, epochs=100, precision="bfloat16"),
+    run=RunConfig(global_batch=128, epochs=100, precision="auto"),
 )

@@ -18,10 +18,12 @@ import cases
 import numpy as np
 import pytest
 
+import strategies
+
 HERE = pathlib.Path(__file__).parent
 ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
 TOLERANCE = 1e-5
-STRATEGIES = ("horovod", "multiworker")
+STRATEGIES = tuple(name for name in strategies.STRATEGIES if name != "single")
 
 Weights = dict[str, list[np.ndarray]]
 
