@@ -38,7 +38,7 @@ DISTRIBUTED = ("horovod", "multiworker")
     default=16,
     type=click.IntRange(min=1),
     show_default=True,
-    help="Patches a step and rank.",
+    help="Patches a step and rank; the paper has 128.",
 )
 @click.option(
     "--patch",

@@ -1,7 +1,9 @@
 """S2x in small: 20 m bands to 10 m with self-attention, at most 500 k parameters.
 
-The default of kerass2.fit.
-Command: python -m kerass2.fit
+The default of kerass2.fit, and what `make demo` trains.
+Command: python -m kerass2.fit --strategy horovod
+Hardware, time: 2 ranks on 2 cores of a Xeon with AMX, 39 s of training (bfloat16).
+Score: RMSE 118.1 DN on the sample's 4 test patches, bicubic 190.6; the same by multiworker.
 """
 
 from kerass2.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, RunConfig
