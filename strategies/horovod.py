@@ -38,7 +38,7 @@ class HorovodStrategy:
         gpus = tf.config.list_physical_devices("GPU")
         if not gpus:
             # Horovod's own thread wakes every cycle to ask the other ranks for tensors that are
-            # ready; on a CPU it takes that time from the step: 8 % at the default of 1 ms.
+            # ready; on a CPU it takes that time from the step: 3 % at the default of 1 ms.
             os.environ.setdefault("HOROVOD_CYCLE_TIME", "5")
         self._hvd.init()
         if self._hvd.size() != cluster.world_size:
