@@ -6,8 +6,8 @@ No TensorFlow: its message classes are made here from their field numbers.
 from __future__ import annotations
 
 import functools
+import math
 import struct
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import google_crc32c
@@ -16,12 +16,11 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from numpy.typing import NDArray
 
 from data_pipelines.manifest import MANIFEST
-from data_pipelines.spec import DataError, DatasetSpec, TensorSpec
+from data_pipelines.record import Arrays, features, stored_type
+from data_pipelines.spec import DataError, DatasetSpec
 
 # Bytes around the data of a record: length (uint64) and its CRC (uint32); CRC of the data (uint32).
 HEADER_BYTES, FOOTER_BYTES = 12, 4
-
-Example = Mapping[str, Any]
 
 
 def masked_crc(data: bytes) -> int:
@@ -40,6 +39,20 @@ def frame(data: bytes) -> bytes:
     return length + crcs[0] + data + crcs[1]
 
 
+def frame_bytes(head: bytes, where: str) -> int:
+    """Size of the record that begins with these HEADER_BYTES or more.
+
+    Raises:
+        DataError: they are fewer, or damaged; begins with `where`.
+    """
+    if len(head) < HEADER_BYTES:
+        raise DataError(f"{where}: truncated: {len(head)} bytes, expected {HEADER_BYTES}")
+    length, length_crc = struct.unpack_from("<QI", head)
+    if (found := masked_crc(head[:8])) != length_crc:
+        raise DataError(f"{where}: CRC of length {found:08x}, expected {length_crc:08x}")
+    return HEADER_BYTES + int(length) + FOOTER_BYTES
+
+
 def unframe(record: bytes, size: int, where: str) -> bytes:
     """The data of one record that should be `size` bytes long with its frame.
 
@@ -48,11 +61,8 @@ def unframe(record: bytes, size: int, where: str) -> bytes:
     """
     if len(record) < max(size, HEADER_BYTES + FOOTER_BYTES):
         raise DataError(f"{where}: truncated: {len(record)} bytes, expected {size}")
-    length, length_crc = struct.unpack_from("<QI", record)
-    if (found := masked_crc(record[:8])) != length_crc:
-        raise DataError(f"{where}: CRC of length {found:08x}, expected {length_crc:08x}")
-    if length != (expected := size - HEADER_BYTES - FOOTER_BYTES):
-        raise DataError(f"{where}: {length} bytes of data, expected {expected} by {MANIFEST}")
+    if (found := frame_bytes(record, where)) != size:
+        raise DataError(f"{where}: a record of {found} bytes, expected {size} by {MANIFEST}")
     data = record[HEADER_BYTES:-FOOTER_BYTES]
     (data_crc,) = struct.unpack_from("<I", record, size - FOOTER_BYTES)
     if (found := masked_crc(data)) != data_crc:
@@ -93,43 +103,13 @@ def example_class() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
 
 
-def features(spec: DatasetSpec) -> Iterator[tuple[str, TensorSpec]]:
-    """Feature key and spec of each array."""
-    for group, tensors in (("inputs", spec.inputs), ("targets", spec.targets)):
-        for name, tensor in tensors.items():
-            yield f"{group}/{name}", tensor
-
-
-def _stored(spec: TensorSpec) -> np.dtype[Any]:
-    """The type on disk: little-endian on any machine."""
-    return np.dtype(spec.dtype).newbyteorder("<")
-
-
-def encode(example: Example, spec: DatasetSpec) -> bytes:
-    """The tf.train.Example of one example.
-
-    Raises:
-        DataError: it is not of the spec.
-    """
-    patch = example.get("patch_id")
-    if not isinstance(patch, str) or not patch:
-        raise DataError(f"patch_id {patch!r}: expected a text that is not empty")
-    for group, tensors in (("inputs", spec.inputs), ("targets", spec.targets)):
-        found = example.get(group, {})
-        if set(found) != set(tensors):
-            raise DataError(f"patch {patch}: {group} {sorted(found)}, expected {sorted(tensors)}")
+def encode(arrays: Arrays, patch_id: str, spec: DatasetSpec) -> bytes:
+    """The tf.train.Example of one example that record.check_example has passed."""
     proto = example_class()()
     for key, tensor in features(spec):
-        group, name = key.split("/", 1)
-        value = np.asarray(example[group][name])
-        if value.shape != tensor.shape or value.dtype != np.dtype(tensor.dtype):
-            raise DataError(
-                f"patch {patch}: {key} is {value.dtype} {value.shape}, "
-                f"expected {tensor.dtype} {tensor.shape}"
-            )
-        data = value.astype(_stored(tensor), copy=False).tobytes()
+        data = arrays[key].astype(stored_type(tensor), copy=False).tobytes()
         proto.features.feature[key].bytes_list.value.append(data)
-    proto.features.feature["patch_id"].bytes_list.value.append(patch.encode())
+    proto.features.feature["patch_id"].bytes_list.value.append(patch_id.encode())
     # Deterministic: the same examples give the same bytes, whatever order a map happens to have.
     return bytes(proto.SerializeToString(deterministic=True))
 
@@ -151,9 +131,11 @@ def decode(data: bytes, spec: DatasetSpec, where: str) -> tuple[dict[str, NDArra
         patch = raw["patch_id"].decode()
         arrays = {}
         for key, tensor in features(spec):
-            if len(raw[key]) != tensor.num_bytes:
-                raise DataError(f"{key} has {len(raw[key])} bytes, expected {tensor.num_bytes}")
-            arrays[key] = np.frombuffer(raw[key], _stored(tensor)).reshape(tensor.shape)
+            dtype = stored_type(tensor)
+            size = math.prod(tensor.shape) * dtype.itemsize
+            if len(raw[key]) != size:
+                raise DataError(f"{key} has {len(raw[key])} bytes, expected {size}")
+            arrays[key] = np.frombuffer(raw[key], dtype).reshape(tensor.shape)
     except (message.DecodeError, ValueError) as error:
         raise DataError(f"{where}: not an example of {spec.task}: {error}") from None
     return arrays, patch

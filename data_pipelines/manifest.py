@@ -1,20 +1,19 @@
 """manifest.json: what a data-set folder holds, under a checksum; and how such a folder comes to be.
 
-The same for every format. A data set is a folder of files ("shards") of one format beside its
-manifest, which adds what formats lack: the spec, counts, checksums, and where each record begins.
+The same for every format. A data set is a folder of shards of one format beside its manifest,
+which adds what formats lack: the spec, counts, checksums, and where each record begins.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import google_crc32c
@@ -24,62 +23,137 @@ from data_pipelines import spec as contracts
 from data_pipelines.spec import DataError, DatasetSpec
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
 
 Path = str | os.PathLike[str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
-    """One file of records."""
+class File:
+    """One file of a data set."""
 
-    file: str
-    """Name inside the folder."""
+    name: str
+    """Path inside the folder, with "/"."""
     num_bytes: int
-    """Size of the file."""
+    """Its size."""
     crc32c: int
-    """CRC-32C (Castagnoli, not masked) of the whole file."""
-    offsets: tuple[int, ...]
-    """First byte of each record."""
+    """CRC-32C (Castagnoli, not masked) of the whole of it."""
 
     def __post_init__(self) -> None:
-        """Refuse a shard that contradicts itself or lies outside its folder."""
-        ends = [*self.offsets, self.num_bytes]
-        if ends[0] != 0 or any(b <= a for a, b in itertools.pairwise(ends)):
-            raise DataError(f"{self.file}: offsets do not rise from 0 to {self.num_bytes} bytes")
-        if pathlib.PurePath(self.file).name != self.file:
-            raise DataError(f"shard {self.file!r} must be a file name without a folder")
+        """Refuse a file that lies outside its folder."""
+        path = pathlib.PurePosixPath(self.name)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise DataError(f"file {self.name!r} must lie inside the folder of the data set")
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, for the manifest."""
-        return {
-            "file": self.file,
-            "count": len(self.offsets),
-            "bytes": self.num_bytes,
-            "crc32c": f"{self.crc32c:08x}",
-            "offsets": list(self.offsets),
+        return {"file": self.name, "bytes": self.num_bytes, "crc32c": f"{self.crc32c:08x}"}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> File:
+        """The inverse of to_json."""
+        return cls(str(values["file"]), int(values["bytes"]), int(values["crc32c"], 16))
+
+    @classmethod
+    def of(cls, folder: Path, name: str) -> File:
+        """The file as it is now; reads the whole of it."""
+        path, crc, size = pathlib.Path(folder) / name, 0, 0
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                crc = google_crc32c.extend(crc, piece)
+                size += len(piece)
+        return cls(name, size, crc)
+
+    def check_size(self, folder: Path) -> None:
+        """Whether it is there and of its size.
+
+        Raises:
+            DataError: it is not; the message names the file.
+        """
+        path = pathlib.Path(folder) / self.name
+        if not path.is_file():
+            raise DataError(f"{path}: not found; {MANIFEST} lists it")
+        found = path.stat().st_size
+        if found != self.num_bytes:
+            raise DataError(f"{path}: {found} bytes, expected {self.num_bytes} by {MANIFEST}")
+
+    def check_crc(self, folder: Path) -> None:
+        """Read the whole of it and compare.
+
+        Raises:
+            DataError: its CRC is another.
+        """
+        found = File.of(folder, self.name).crc32c
+        if found != self.crc32c:
+            path = pathlib.Path(folder) / self.name
+            raise DataError(f"{path}: file CRC {found:08x}, expected {self.crc32c:08x}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Records that were written together: one file, or in Zarr a folder of them."""
+
+    files: tuple[File, ...]
+    """What it consists of, the main one first."""
+    crcs: tuple[int, ...]
+    """record.record_crc of each record."""
+    offsets: tuple[int, ...] = ()
+    """First byte of each record in the first file; TFRecord and LMDB."""
+    keys: tuple[str, ...] = ()
+    """Key of each record; LMDB only, whose file has them sorted."""
+
+    def __post_init__(self) -> None:
+        """Refuse a shard that contradicts itself."""
+        if not self.files:
+            raise DataError("a shard without a file")
+        for name, values in (("offsets", self.offsets), ("keys", self.keys)):
+            if values and len(values) != len(self.crcs):
+                raise DataError(f"{self.name}: {len(values)} {name} for {len(self.crcs)} records")
+        size = self.files[0].num_bytes
+        if any(not 0 <= offset < size for offset in self.offsets):
+            raise DataError(f"{self.name}: an offset outside its {size} bytes")
+
+    @property
+    def name(self) -> str:
+        """First part of its files' paths: what stands in the folder."""
+        return pathlib.PurePosixPath(self.files[0].name).parts[0]
+
+    @property
+    def count(self) -> int:
+        """Number of records."""
+        return len(self.crcs)
+
+    def renamed(self, name: str) -> Shard:
+        """The same under another name."""
+        files = tuple(
+            dataclasses.replace(f, name="/".join([name, *f.name.split("/")[1:]]))
+            for f in self.files
+        )
+        return dataclasses.replace(self, files=files)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types, for the manifest."""
+        values: dict[str, Any] = {
+            "files": [file.to_json() for file in self.files],
+            "count": self.count,
+            "crc32c": list(self.crcs),
         }
+        if self.offsets:
+            values["offsets"] = list(self.offsets)
+        return {**values, "keys": list(self.keys)} if self.keys else values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Shard:
         """The inverse of to_json."""
-        offsets = tuple(map(int, values["offsets"]))
-        if len(offsets) != values["count"]:
-            raise DataError(f"{values['file']}: {len(offsets)} offsets, count {values['count']}")
-        return cls(values["file"], int(values["bytes"]), int(values["crc32c"], 16), offsets)
-
-    def check_crc(self, folder: Path) -> None:
-        """Read the file and compare; its size is checked by Manifest.paths.
-
-        Raises:
-            DataError: the file's CRC is another.
-        """
-        path, found = pathlib.Path(folder) / self.file, 0
-        with path.open("rb") as file:
-            while piece := file.read(2**20):
-                found = google_crc32c.extend(found, piece)
-        if found != self.crc32c:
-            raise DataError(f"{path}: file CRC {found:08x}, expected {self.crc32c:08x}")
+        shard = cls(
+            tuple(map(File.from_json, values["files"])),
+            tuple(map(int, values["crc32c"])),
+            tuple(map(int, values.get("offsets", ()))),
+            tuple(map(str, values.get("keys", ()))),
+        )
+        if shard.count != values["count"]:
+            raise DataError(f"{shard.name}: {shard.count} checksums, count {values['count']}")
+        return shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,41 +161,39 @@ class Manifest:
     """What a folder holds."""
 
     format: str
-    """Name of the format module: "tfrecord"."""
+    """Name of the format: "tfrecord", "hdf5", "zarr", "lmdb"."""
     spec: DatasetSpec
     """What each example holds."""
     splits: Mapping[str, tuple[Shard, ...]]
     """Shards of each split in the order of their records; a split may have none."""
     provenance: Mapping[str, Any]
     """Where the pixels came from and how they were cut; free, for people."""
+    extra: tuple[File, ...] = ()
+    """Files for other readers, which ours do not open: HDF5's virtual master."""
 
     def num_examples(self, split: str) -> int:
         """Number of examples of one split."""
-        return sum(len(shard.offsets) for shard in self.splits[split])
+        return sum(shard.count for shard in self.splits[split])
 
-    def paths(self, folder: Path, split: str) -> list[pathlib.Path]:
-        """Files of a split.
+    def check_files(self, folder: Path, split: str) -> tuple[Shard, ...]:
+        """The shards of a split, whose files are all there and of their sizes.
 
         Raises:
             DataError: there is no such split, a file is missing, or it is of another size.
         """
-        root = pathlib.Path(folder)
         if split not in self.splits:
+            path = pathlib.Path(folder) / MANIFEST
             raise DataError(
-                f"{root / MANIFEST}: no split {split!r}; it has {', '.join(self.splits) or 'none'}"
+                f"{path}: no split {split!r}; it has {', '.join(self.splits) or 'none'}"
             )
-        paths = [root / shard.file for shard in self.splits[split]]
-        for path, shard in zip(paths, self.splits[split], strict=True):
-            if not path.is_file():
-                raise DataError(f"{path}: not found; {MANIFEST} lists it")
-            found = path.stat().st_size
-            if found != shard.num_bytes:
-                raise DataError(f"{path}: {found} bytes, expected {shard.num_bytes} by {MANIFEST}")
-        return paths
+        for shard in self.splits[split]:
+            for file in shard.files:
+                file.check_size(folder)
+        return self.splits[split]
 
 
-def read(folder: Path, expected_format: str) -> Manifest:
-    """The manifest of a data set folder.
+def read(folder: Path, formats: Collection[str]) -> Manifest:
+    """The manifest of a data set folder of one of these formats.
 
     Raises:
         DataError: it is missing, damaged, or of another format or version.
@@ -137,8 +209,9 @@ def read(folder: Path, expected_format: str) -> Manifest:
         raise DataError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged, expected JSON: {error}") from None
-    if not isinstance(values, dict) or values.get("format") != expected_format:
-        raise DataError(f'{path}: expected a JSON object with "format": "{expected_format}"')
+    if not isinstance(values, dict) or values.get("format") not in formats:
+        found = values.get("format") if isinstance(values, dict) else values
+        raise DataError(f"{path}: format {found!r}; expected one of {', '.join(formats)}")
     if values.get("version") != VERSION:
         raise DataError(f"{path}: version {values.get('version')!r}, expected {VERSION}")
     found, expected = values.pop("crc32c", None), checksum(values)
@@ -149,7 +222,8 @@ def read(folder: Path, expected_format: str) -> Manifest:
             split: tuple(map(Shard.from_json, group)) for split, group in values["splits"].items()
         }
         spec = DatasetSpec.from_json(values["spec"])
-        return Manifest(expected_format, spec, shards, dict(values["provenance"]))
+        extra = tuple(map(File.from_json, values["extra"]))
+        return Manifest(values["format"], spec, shards, dict(values["provenance"]), extra)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{path}: not a manifest of version {VERSION}: {error!r}") from None
 
@@ -163,6 +237,7 @@ def write(folder: pathlib.Path, manifest: Manifest) -> None:
         "splits": {
             split: [s.to_json() for s in shards] for split, shards in manifest.splits.items()
         },
+        "extra": [file.to_json() for file in manifest.extra],
         "provenance": manifest.provenance,
     }
     # Lists of numbers on one line: a line for each offset would bury the rest. (A JSON string has
@@ -186,18 +261,27 @@ def new_folder(target: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
     """An empty folder to write a data set into; it takes the place of `target` at the end.
 
     Raises:
+        DataError: `target` exists, and is not a data set that may be overwritten; or the folder
+            around it is not to be written to.
+    """
+    check_target(target, overwrite)
+    with contextlib.ExitStack() as stack:
+        try:
+            partial = stack.enter_context(files.replacing(target))
+            shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had our number
+            partial.mkdir()
+        except OSError as error:
+            raise DataError(f"{target}: cannot be written: {error.strerror}") from error
+        yield partial
+        check_target(target, overwrite)  # again: it may have come while we wrote
+
+
+def check_target(target: pathlib.Path, overwrite: bool) -> None:
+    """Refuse to write over anything but, when asked to, a data set.
+
+    Raises:
         DataError: `target` exists, and is not a data set that may be overwritten.
     """
-    _check_target(target, overwrite)
-    with files.replacing(target) as partial:
-        shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had our number
-        partial.mkdir()
-        yield partial
-        _check_target(target, overwrite)  # again: it may have come while we wrote
-
-
-def _check_target(target: pathlib.Path, overwrite: bool) -> None:
-    """Refuse to write over anything but, when asked to, a data set."""
     if not target.exists():
         return
     if not overwrite:

@@ -1,269 +1,208 @@
-"""TFRecord data sets: written as a stream, read by position, all under checksums. No TensorFlow.
+"""TFRecord shards: written as a stream, read by position, all under checksums. No TensorFlow.
 
-A data set is a folder of shards `<split>-00000.tfrecord` and a manifest.json. Shards are plain
-TFRecord files of tf.train.Example messages that any TensorFlow program reads: one bytes feature an
-array ("inputs/gsd10", "targets/superres_20m", ...: C order, little-endian) and "patch_id". The
-manifest's byte offset of each record makes a shard random access.
+Plain TFRecord files of tf.train.Example messages that any TensorFlow program reads: one bytes
+feature an array ("inputs/gsd10", "targets/superres_20m", ...: C order, little-endian) and
+"patch_id". The manifest's byte offset of each record makes a shard random access. Compressed by
+gzip they have none: export_gzip and read_gzip are for sending data on, not for training.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
+import dataclasses
 import functools
+import gzip
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, BinaryIO
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines import example_proto, manifest
-from data_pipelines import spec as contracts
-from data_pipelines.example_proto import Example
-from data_pipelines.manifest import Manifest, Path, Shard
-from data_pipelines.spec import Batch, DataError, DatasetSpec
+from data_pipelines import example_proto, manifest, record
+from data_pipelines.descriptor import MAX_OPEN, Descriptor, sync
+from data_pipelines.manifest import MANIFEST, File, Path, Shard
+from data_pipelines.spec import DataError, DatasetSpec
 
-SHARD_BYTES = 64 * 2**20
-# Shards that a source keeps open: a BigEarthNet has 1500, a process usually 1024 descriptors.
-MAX_OPEN_SHARDS = 128
-
-
-def write(
-    folder: Path,
-    spec: DatasetSpec,
-    examples: Iterable[tuple[str, Example]],
-    *,
-    shard_bytes: int = SHARD_BYTES,
-    provenance: Mapping[str, Any] | None = None,
-    splits: Sequence[str] = (),
-    overwrite: bool = False,
-) -> pathlib.Path:
-    """Write a data set; the folder appears complete or not at all.
-
-    Args:
-        folder: where to; must not exist, unless `overwrite` and it is a data set.
-        spec: what each example holds; each example is checked against it.
-        examples: (split, {"inputs": {name: (y, x, band)}, "targets": {...}, "patch_id": str}),
-            splits in any order; consumed one at a time, so memory does not grow with the data.
-        shard_bytes: size at which the next shard begins.
-        provenance: kept in the manifest as it is (JSON types).
-        splits: splits to list in the manifest even when no example falls into them.
-        overwrite: replace an existing data set once the new one is complete.
-
-    Returns:
-        The folder, absolute.
-
-    Raises:
-        DataError: the folder exists, or an example is not of the spec; the message names the patch.
-    """
-    target = pathlib.Path(folder).resolve()
-    with manifest.new_folder(target, overwrite) as partial:
-        shards = _write_shards(partial, spec, examples, shard_bytes, splits)
-        manifest.write(partial, Manifest("tfrecord", spec, shards, dict(provenance or {})))
-    return target
+SUFFIX = ".tfrecord"
+# Names in the manifest; the second is no random access, so store.py does not open it.
+FORMAT, FORMAT_GZIP = "tfrecord", "tfrecord_gzip"
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a data set of this format; raises DataError as manifest.read."""
-    return manifest.read(folder, "tfrecord")
+class ShardWriter:
+    """One shard, written record by record."""
 
+    def __init__(self, folder: pathlib.Path, stem: str, spec: DatasetSpec) -> None:
+        """Open `stem`.tfrecord, which must not exist."""
+        self._name, self._spec = stem + SUFFIX, spec
+        self._file = (folder / self._name).open("xb")
+        self._crc = 0
+        self._sizes: dict[int, int] = {}
+        self._offsets, self._crcs = array.array("q"), array.array("q")
+        self.num_bytes = 0
 
-def open_source(folder: Path, split: str) -> TFRecordSource:
-    """Random access to one split; reads the manifest and the size of each shard, no record.
+    def size(self, patch_id: str) -> int:
+        """Bytes that one more record would take."""
+        length = len(patch_id.encode())
+        if length not in self._sizes:
+            arrays = record.empty_rows(1, self._spec)
+            data = example_proto.encode({k: v[0] for k, v in arrays.items()}, patch_id, self._spec)
+            self._sizes[length] = len(example_proto.frame(data))
+        return self._sizes[length]
 
-    Raises:
-        DataError: no such split, or a file is missing, damaged or of another size than listed.
-    """
-    return TFRecordSource(folder, split, read_manifest(folder))
+    def add(self, arrays: record.Arrays, patch_id: str) -> None:
+        """Append one example that record.check_example has passed."""
+        data = example_proto.frame(example_proto.encode(arrays, patch_id, self._spec))
+        self._file.write(data)
+        self._offsets.append(self.num_bytes)
+        self._crcs.append(record.record_crc(arrays, patch_id, self._spec))
+        self.num_bytes += len(data)
+        self._crc = google_crc32c.extend(self._crc, data)
 
-
-def verify(folder: Path) -> dict[str, int]:
-    """Read everything and check every checksum, count and shape.
-
-    Returns:
-        Number of examples of each split.
-
-    Raises:
-        DataError: the first thing that is wrong.
-    """
-    counts = {}
-    for split, shards in read_manifest(folder).splits.items():
-        source = open_source(folder, split)
-        for start in range(0, len(source), 64):
-            source.read(range(start, min(start + 64, len(source))))
-        # Last, because the records' own checks say where the damage is. It finds shards swapped.
-        for shard in shards:
-            shard.check_crc(folder)
-        counts[split] = len(source)
-    return counts
-
-
-class TFRecordSource:
-    """A split on disk (a spec.Source). Safe to share between threads and across fork."""
-
-    def __init__(self, folder: Path, split: str, manifest: Manifest) -> None:
-        """See open_source."""
-        self.spec = manifest.spec
-        self.split = split
-        self._paths = manifest.paths(folder, split)
-        shards = manifest.splits[split]
-        counts = [len(shard.offsets) for shard in shards]
-        self._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
-        self._bounds = [np.array([*s.offsets, s.num_bytes], np.int64) for s in shards]
-        # An evicted descriptor closes when its last reader lets go of it.
-        self._open = functools.lru_cache(MAX_OPEN_SHARDS)(_Descriptor)
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return int(self._first[-1])
-
-    def read(self, indices: Sequence[int] | NDArray[Any]) -> Batch:
-        """Examples in the order asked for; see spec.Source.
-
-        Neighbouring records are read in one piece.
-        """
-        positions = np.asarray(indices, np.int64).reshape(-1)
-        if positions.size and not 0 <= positions.min() <= positions.max() < len(self):
-            raise IndexError(
-                f"positions {positions.min()} to {positions.max()} of {len(self)} records"
-            )
-        rows: dict[str, NDArray[Any]] = {
-            key: np.empty((len(positions), *spec.shape), spec.dtype)
-            for key, spec in example_proto.features(self.spec)
-        }
-        names = [""] * len(positions)
-        order = np.argsort(positions, kind="stable")
-        for run in self._runs(positions, order):
-            records = self._read_run(int(positions[run[0]]), int(positions[run[-1]]))
-            for row, where in zip(run, positions[run] - positions[run[0]], strict=True):
-                arrays, names[row] = records[where]
-                for key, value in arrays.items():
-                    rows[key][row] = value
-        batch: Batch = {"inputs": {}, "targets": {}, "patch_id": np.array(names, dtype=np.str_)}
-        for key, values in rows.items():
-            group, name = key.split("/", 1)
-            batch[group][name] = values
-        return batch
-
-    def _runs(self, positions: NDArray[Any], order: NDArray[Any]) -> list[NDArray[Any]]:
-        """Rows of `positions`, grouped into records that lie one after the other in one shard."""
-        if not order.size:
-            return []
-        ordered = positions[order]
-        shards = np.searchsorted(self._first, ordered, side="right")
-        breaks = np.flatnonzero((np.diff(ordered) > 1) | (np.diff(shards) > 0)) + 1
-        return np.split(order, breaks)
-
-    def _read_run(self, first: int, last: int) -> list[tuple[dict[str, NDArray[Any]], str]]:
-        """Arrays and patch id of the records first..last (positions in the split, one shard)."""
-        number = int(np.searchsorted(self._first, first, side="right")) - 1
-        path, start = self._paths[number], int(self._first[number])
-        bounds = self._bounds[number][first - start : last - start + 2]
-        data = self._open(path).read(int(bounds[0]), int(bounds[-1] - bounds[0]))
-        records = []
-        for record, (low, high) in enumerate(itertools.pairwise((bounds - bounds[0]).tolist())):
-            where = f"{path}, record {first - start + record}"
-            payload = example_proto.unframe(data[low:high], high - low, where)
-            records.append(example_proto.decode(payload, self.spec, where))
-        return records
-
-
-class _Descriptor:
-    """A file open for reading by position, without a cursor that threads or forks would share."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        try:
-            self._number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}") from None
-        self._path = path
-
-    def __del__(self) -> None:
-        if hasattr(self, "_number"):
-            os.close(self._number)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes; fewer only at the end of the file."""
-        try:
-            data = os.pread(self._number, size, offset)
-            while len(data) < size:  # one call returns at most 2 GiB
-                more = os.pread(self._number, size - len(data), offset + len(data))
-                if not more:
-                    break
-                data += more
-        except OSError as error:
-            raise DataError(f"{self._path}: {error.strerror}") from None
-        return data
-
-
-class _ShardWriter:
-    """The shards of one split, one open at a time."""
-
-    def __init__(self, folder: pathlib.Path, split: str, shard_bytes: int) -> None:
-        self._folder, self._split, self._limit = folder, split, shard_bytes
-        self._file: BinaryIO | None = None
-        self._size = self._crc = 0
-        self._offsets = array.array("q")
-        self.shards: list[Shard] = []
-
-    def add(self, record: bytes) -> None:
-        """Append one framed record, in a new shard where this one is full."""
-        if self._file is None or (self._offsets and self._size + len(record) > self._limit):
-            self.close()
-            self._file = (self._folder / self._name()).open("xb")
-        self._offsets.append(self._size)
-        self._file.write(record)
-        self._size += len(record)
-        self._crc = google_crc32c.extend(self._crc, record)
-
-    def close(self) -> None:
-        """Finish the open shard, on disk before the folder gets its name."""
-        if self._file is None:
-            return
+    def close(self) -> Shard:
+        """Finish the shard; it is on disk when this returns."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._file = None
-        self.shards.append(Shard(self._name(), self._size, self._crc, tuple(self._offsets)))
-        self._size = self._crc = 0
-        self._offsets = array.array("q")
+        file = File(self._name, self.num_bytes, self._crc)
+        return Shard((file,), tuple(self._crcs), tuple(self._offsets))
 
     def abandon(self) -> None:
         """Close the file without counting it."""
-        if self._file is not None:
+        # Again what made us abandon it, for instance a full disk.
+        with contextlib.suppress(OSError):
             self._file.close()
 
-    def _name(self) -> str:
-        return f"{self._split}-{len(self.shards):05d}.tfrecord"
+
+class Reader:
+    """The shards of one split. Safe to share between threads and across fork."""
+
+    # The CRCs of TFRecord's frames.
+    checks_records = True
+
+    def __init__(self, folder: pathlib.Path, spec: DatasetSpec, shards: Sequence[Shard]) -> None:
+        """Opens nothing yet.
+
+        Raises:
+            DataError: a shard's offsets are not those of its records.
+        """
+        for shard in shards:
+            ends = [*shard.offsets, shard.files[0].num_bytes]
+            rises = all(low < high for low, high in itertools.pairwise(ends))
+            if len(shard.offsets) != shard.count or ends[0] != 0 or not rises:
+                raise DataError(
+                    f"{folder / shard.name}: the offsets of its {shard.count} records in "
+                    f"{MANIFEST} do not rise from 0 to {ends[-1]} bytes"
+                )
+        self._spec = spec
+        self._paths = [folder / shard.files[0].name for shard in shards]
+        self._counts = [shard.count for shard in shards]
+        self._bounds = [np.array([*s.offsets, s.files[0].num_bytes], np.int64) for s in shards]
+        # An evicted descriptor closes when its last reader lets go of it.
+        self._open = functools.lru_cache(MAX_OPEN)(Descriptor)
+
+    def read(self, positions: NDArray[np.int64]) -> tuple[dict[str, NDArray[Any]], list[str]]:
+        """Arrays by feature key, stacked in the order asked for, and patch ids.
+
+        Neighbouring records are read in one piece.
+        """
+        rows = record.empty_rows(len(positions), self._spec)
+        names = [""] * len(positions)
+        for shard, run, numbers in record.runs(positions, self._counts):
+            examples = self._read_run(shard, int(numbers[0]), int(numbers[-1]))
+            for row, number in zip(run.tolist(), (numbers - numbers[0]).tolist(), strict=True):
+                arrays, names[row] = examples[number]
+                for key, value in arrays.items():
+                    rows[key][row] = value
+        return rows, names
+
+    def _read_run(
+        self, shard: int, first: int, last: int
+    ) -> list[tuple[dict[str, NDArray[Any]], str]]:
+        """Arrays and patch id of the records first..last of one shard."""
+        path, bounds = self._paths[shard], self._bounds[shard][first : last + 2]
+        data = self._open(path).read(int(bounds[0]), int(bounds[-1] - bounds[0]))
+        examples = []
+        ends = (bounds - bounds[0]).tolist()
+        for number, (low, high) in enumerate(itertools.pairwise(ends), first):
+            where = f"{path}, record {number}"
+            payload = example_proto.unframe(data[low:high], high - low, where)
+            examples.append(example_proto.decode(payload, self._spec, where))
+        return examples
 
 
-def _write_shards(
-    folder: pathlib.Path,
-    spec: DatasetSpec,
-    examples: Iterable[tuple[str, Example]],
-    shard_bytes: int,
-    splits: Sequence[str],
-) -> dict[str, tuple[Shard, ...]]:
-    """Write all records; the shards of each split."""
-    writers: dict[str, _ShardWriter] = {}
-    with contextlib.ExitStack() as stack:
+def export_gzip(folder: Path, target: Path, *, overwrite: bool = False) -> pathlib.Path:
+    """Copy a data set of TFRecord shards as `.tfrecord.gz`, its manifest beside them.
 
-        def writer(split: str) -> _ShardWriter:
-            if split not in contracts.SPLITS:
-                raise DataError(f"split {split!r}: expected one of {', '.join(contracts.SPLITS)}")
-            if split not in writers:
-                writers[split] = _ShardWriter(folder, split, shard_bytes)
-                stack.callback(writers[split].abandon)
-            return writers[split]
+    For tf.data.TFRecordDataset(..., compression_type="GZIP") and read_gzip, from first to last.
 
-        for split in splits:
-            writer(split)
-        for split, example in examples:
-            writer(split).add(example_proto.frame(example_proto.encode(example, spec)))
-        for split_writer in writers.values():
-            split_writer.close()
-    return {split: tuple(writers[split].shards) for split in contracts.SPLITS if split in writers}
+    Raises:
+        DataError: a shard is damaged, or `target` exists already.
+    """
+    found, root = manifest.read(folder, [FORMAT]), pathlib.Path(target).resolve()
+    splits = {split: found.check_files(folder, split) for split in found.splits}
+    with manifest.new_folder(root, overwrite) as partial:
+        for split, shards in splits.items():
+            splits[split] = tuple(_compress(pathlib.Path(folder), partial, s) for s in shards)
+        manifest.write(partial, dataclasses.replace(found, format=FORMAT_GZIP, splits=splits))
+    return root
+
+
+def _compress(folder: pathlib.Path, target: pathlib.Path, shard: Shard) -> Shard:
+    """Write one shard's compressed copy: the same bytes for the same shard."""
+    shard.files[0].check_crc(folder)
+    name = shard.name + ".gz"
+    with (
+        (folder / shard.name).open("rb") as source,
+        (target / name).open("xb") as file,
+        gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
+    ):
+        shutil.copyfileobj(source, packed, 2**20)
+    sync(target / name)
+    return Shard((File.of(target, name),), shard.crcs)
+
+
+def read_gzip(folder: Path, split: str) -> Iterator[record.Example]:
+    """Examples of one split of a folder made by export_gzip, in storage order, one at a time.
+
+    Raises:
+        DataError: no such split, or the shard is damaged; the message names file and record.
+    """
+    found = manifest.read(folder, [FORMAT_GZIP])
+    for shard in found.check_files(folder, split):
+        path = pathlib.Path(folder) / shard.name
+        for number, data in enumerate(_unpack(path, shard.count)):
+            where = f"{path}, record {number}"
+            arrays, patch = example_proto.decode(data, found.spec, where)
+            crc, expected = record.record_crc(arrays, patch, found.spec), shard.crcs[number]
+            if crc != expected:
+                raise DataError(f"{where}: CRC of record {crc:08x}, expected {expected:08x}")
+            groups: dict[str, Any] = {"inputs": {}, "targets": {}}
+            for key, values in arrays.items():
+                group, name = key.split("/", 1)
+                groups[group][name] = values
+            yield {**groups, "patch_id": patch}
+
+
+def _unpack(path: pathlib.Path, count: int) -> Iterator[bytes]:
+    """The data of each record of a compressed shard, by its frame."""
+    where = str(path)
+    try:
+        with gzip.open(path) as file:
+            for number in range(count):
+                where = f"{path}, record {number}"
+                head = file.read(example_proto.HEADER_BYTES)
+                size = example_proto.frame_bytes(head, where)
+                yield example_proto.unframe(head + file.read(size - len(head)), size, where)
+            where = f"{path}, after record {count - 1}"
+            # The last read makes gzip compare its own length and CRC.
+            if file.read(1):
+                raise DataError(f"{where}: more data, expected {count} records")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{where}: damaged: {error}") from None
