@@ -115,16 +115,23 @@ def _tile_from_json(folder: pathlib.Path, name: str) -> str | None:
     return match[1] if match else None
 
 
-def open_lmdb(path: pathlib.Path, exclude: Collection[str] = ()) -> Iterator[Granule]:
+def open_lmdb(
+    path: pathlib.Path, exclude: Collection[str] = (), *, names: Sequence[str] | None = None
+) -> Iterator[Granule]:
     """Granules of the v2 LMDB (rico-hdl): key patch name, value safetensors of its 12 bands.
 
-    Sentinel-1 entries are passed over; so are the names in `exclude`.
+    Sentinel-1 entries are passed over; so are the names in `exclude`. With `names` only these come,
+    in that order, and the other keys are not looked at.
 
     Raises:
         DataError: unreadable, or a value is not safetensors (v1's LMDBs hold pickles: never read).
     """
     import lmdb
 
+    if names is not None:
+        for name in names:
+            yield _granule(name, str(path), functools.partial(_read_value, path, name), None, {})
+        return
     try:
         with (
             _ONE_ENVIRONMENT,

@@ -65,6 +65,8 @@ def write_geotiff(
     crs: Any = None,
     transform: Any = None,
     tags: Mapping[str, str] | None = None,
+    scales: Sequence[float] | None = None,
+    offsets: Sequence[float] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write strips to a GeoTIFF: 256 px blocks, deflate, band names; whole or not at all.
@@ -80,6 +82,9 @@ def write_geotiff(
         crs: anything rasterio takes as CRS; None writes none.
         transform: affine.Affine from pixel to CRS coordinates; None writes none.
         tags: text to store in the file by name.
+        scales: GDAL's scale of each band, physical value = stored value * scale + offset; None
+            writes none.
+        offsets: likewise, in physical units.
         overwrite: replace an existing file.
 
     Raises:
@@ -115,6 +120,10 @@ def write_geotiff(
             file.descriptions = tuple(bands)
             if tags:
                 file.update_tags(**tags)
+            if scales is not None:
+                file.scales = tuple(scales)
+            if offsets is not None:
+                file.offsets = tuple(offsets)
             _write_rows(file, path, strips)
     except rasterio.errors.RasterioError as error:
         raise DataError(f"{path}: cannot write: {error}") from error

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from data_pipelines.spec import DataError
+
 # Reflectance 1 is this many digital numbers (QUANTIFICATION_VALUE in every product so far).
 QUANTIFICATION = 10_000
-# Digital number of a pixel outside the swath.
+# Digital number of a pixel outside the swath, and of one brighter than the instrument can tell.
 NO_DATA = 0
+SATURATED = 65_535
 LARGEST_DN = 65_535
+# Scene classification (SCL) of L2A: 8 and 9 are cloud of medium and high probability, 10 is cirrus.
+# Shadow (3) is no cloud: a pixel there is dark, but it shows the ground.
+# Source: ESA, Sentinel-2 L2A algorithm overview, "Scene classification".
+SCL_CLOUD = (8, 9, 10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +79,26 @@ def bands_at(gsd: int) -> tuple[str, ...]:
     if gsd not in table:
         raise ValueError(f"gsd {gsd}: Sentinel-2 has {', '.join(map(str, table))} m")
     return table[gsd]
+
+
+def order_bands(level: str, bands: Iterable[str]) -> dict[int, tuple[str, ...]]:
+    """Bands by GSD, finest first, each group in native order: {10: ("B02", ...), 20: ..., 60: ...}.
+
+    Args:
+        level: "L1C" or "L2A".
+        bands: names; twice the same counts once.
+
+    Raises:
+        DataError: a band that products of this level do not have; L2A has no B10.
+    """
+    wanted = set(bands)
+    known = [band for band in BANDS if (level, band) != ("L2A", "B10")]
+    unknown = sorted(wanted.difference(known))
+    if unknown:
+        why = "; the atmospheric correction leaves the cirrus band out" if "B10" in unknown else ""
+        raise DataError(f"{level} has no band {', '.join(unknown)}; it has {', '.join(known)}{why}")
+    gsds = {gsd: [b for b in known if b in wanted and BANDS[b].gsd == gsd] for gsd in (10, 20, 60)}
+    return {gsd: tuple(names) for gsd, names in gsds.items() if names}
 
 
 def dn_to_reflectance(dn: ArrayLike, *, offset: float = 0.0) -> NDArray[Any]:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines import sentinel2
+from data_pipelines.spec import DataError
 
 
 def test_storage_order_covers_all_bands_but_b10_once() -> None:
@@ -25,6 +26,17 @@ def test_native_order_is_that_of_the_product() -> None:
     waves = [band.wavelength for band in order]
     assert waves == sorted(waves)
     assert all(abs(band.wavelength - band.wavelength_s2b) < 20 for band in order)
+
+
+def test_bands_are_ordered_by_gsd_and_checked_by_level() -> None:
+    found = sentinel2.order_bands("L1C", ["B10", "B12", "B8A", "B02", "B01", "B02"])
+    assert found == {10: ("B02",), 20: ("B8A", "B12"), 60: ("B01", "B10")}
+    assert list(found) == [10, 20, 60]
+    assert sentinel2.order_bands("L2A", []) == {}
+    with pytest.raises(DataError, match=r"L2A has no band B10; it has B01, .*, B12; .*cirrus"):
+        sentinel2.order_bands("L2A", ["B10"])
+    with pytest.raises(DataError, match=r"L1C has no band B1, b02; it has B01, .* B12$"):
+        sentinel2.order_bands("L1C", ["b02", "B1"])
 
 
 def test_unknown_gsd_says_which_exist() -> None:
