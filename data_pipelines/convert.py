@@ -1,20 +1,29 @@
-"""Granules to a data set on disk: place the patches, cut them, write them."""
+"""Granules to a data set on disk: place the patches, cut them part by part, write them."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from data_pipelines import cube, split, tfrecord
-from data_pipelines.granule import Granule, open_granules
-from data_pipelines.spec import SPLITS, DataError
+import numpy as np
 
-# Training patches overlap by half: twice as many in each direction as fit side by side.
-OVERLAP = 2
-FORMATS = ("tfrecord",)
+from data_pipelines import cube, journal, manifest, partial, partition, parts, store, workers
+from data_pipelines.granule import Granule, open_granules
+from data_pipelines.manifest import Manifest
+from data_pipelines.parts import Part, Piece, Source
+from data_pipelines.placement import Placement, Survey, choose_stride, place, place_surveyed
+from data_pipelines.spec import SPLITS, DataError, DatasetSpec
+
+__all__ = ["Placement", "Summary", "choose_stride", "convert", "expand", "open_all", "place"]
+
+
+# What Piece needs of each granule, and sources that cannot be opened.
+_Pieces = list[tuple[Source, int, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +34,19 @@ class Summary:
     counts: Mapping[str, int]
     """Patches of each split."""
     granules: int
+    """How many were cut."""
     scenes: int
-    dropped: int
-    """Patches that were placed, but held pixels without data."""
+    left_out: Mapping[str, int]
+    """Patches that were placed but not written, by reason."""
+    failed: Mapping[str, str]
+    """Sources and granules that could not be read, and why; the rest is written."""
     synthetic: bool
     """Whether any granule was made up, not measured."""
+
+    @property
+    def dropped(self) -> int:
+        """Patches that were placed but not written."""
+        return sum(self.left_out.values())
 
 
 def open_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Granule]:
@@ -39,110 +56,237 @@ def open_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Granule]:
 
 
 def convert(
-    open_sources: Callable[[], Iterable[Granule]],
+    sources: Sequence[str | os.PathLike[str]] | Callable[[], Iterable[Granule]],
     folder: str | os.PathLike[str],
     task_name: str,
     *,
-    only_split: str | None = None,
-    patch_size: int | None = None,
-    stride: int | None = None,
-    seed: int = 0,
-    fractions: Sequence[float] = split.FRACTIONS,
+    file_format: str = "tfrecord",
+    processes: int | None = 1,
+    scheduler: str | None = None,
+    max_cloud: float | None = None,
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     advance: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
 ) -> Summary:
-    """Cut granules into patches under Wald's protocol and write them as TFRecord.
+    """Cut granules into patches and write them; the same files for any number of processes.
 
     Args:
-        open_sources: gives the granules; called twice (to place patches, to cut them), so that
-            no more than one is in memory.
+        sources: paths; or a function that gives the granules, which is called several times: to
+            place patches, and to cut them part by part.
         folder: the data set to write; appears complete or not at all.
         task_name: a key of cube.TASKS.
-        only_split: put all patches into this split; None splits by place.
-        patch_size: edge of a patch [px of the target]; None is the task's.
-        stride: distance of training patches [px of the target]; None is half the patch.
-        seed: for the choice of places.
-        fractions: shares of train, validation, test.
-        provenance: kept in the manifest, with what was chosen here: patch_size, stride, seed,
-            split, scenes; synthetic (any granule was made up); gap, the least distance of patches
-            of two splits, and receptive_radius, the models' part of it [px of the target].
+        file_format: a key of store.FORMATS.
+        processes: how many cut; None: one for each core, but no more than there are parts.
+        scheduler: address of a dask scheduler instead, whose workers see the same files.
+        max_cloud: leave out patches of which a mask says that more than this share is cloud.
+        provenance: kept in the manifest, with Placement.facts and what was left out.
         overwrite: replace an existing data set.
-        advance: called with (patches done, patches placed) after each.
+        resume: keep what a call with the same options had done when it was broken off.
+        advance: called with (patches done, patches placed) now and then.
+        **options: how patches are placed: placement.place_surveyed.
 
     Raises:
-        DataError: bad input, or no patch at all; nothing is written then.
+        DataError: bad options, no patch at all, no source that can be read, or the disk is full or
+            not to be written to. Nothing is then under the folder's name.
     """
     task = cube.find_task(task_name)
-    size = task.patch_size if patch_size is None else patch_size
-    spec = cube.build_spec(task, size)
-    step = _stride(task, size, stride)
-    sites, scenes, synthetic = _survey(open_sources())
-    if only_split is None:
-        patches = split.place_patches(sites, task, size, step, seed=seed, fractions=fractions)
-    else:
-        patches = split.place_all(sites, task, size, step, only_split)
-    if not len(patches.split):
-        largest = max((site.shape for site in sites), default=(0, 0))
-        raise DataError(
-            f"no patch fits: {task.name} needs {size} px of {task.gsd} m after degradation by "
-            f"{task.scale}; the largest source has {largest[0]} x {largest[1]} px of 10 m"
-        )
-    counts = dict.fromkeys(SPLITS, 0)
-
-    def examples() -> Iterator[tuple[str, dict[str, Any]]]:
-        done, total = 0, len(patches.split)
-        for index, granule in enumerate(open_sources()):
-            names = dict(patches.windows(index, size))
-            for number, (window, example) in enumerate(cube.cut(granule, task, names), done + 1):
-                counts[names[window]] += 1
-                yield names[window], example
-                advance(number, total)
-            done += len(names)
-            advance(done, total)  # those without data too
-        if not any(counts.values()):
-            raise DataError(f"no patch is free of pixels without data ({sites[0].name}, ...)")
-
-    facts = {
-        **(provenance or {}),
-        "patch_size": size,
-        "stride": step,
-        "split": only_split or "by place",
-        "seed": seed,
-        "gap": task.gap,
-        "receptive_radius": cube.RECEPTIVE_RADIUS,
-        "scenes": scenes,
-        "synthetic": synthetic,
-    }
-    path = tfrecord.write(
-        folder, spec, examples(), provenance=facts, splits=SPLITS, overwrite=overwrite
+    target = pathlib.Path(folder).resolve()
+    manifest.check_target(target, overwrite)
+    survey, pieces, failed = _survey(expand(sources), max_cloud)
+    if not survey.sites:
+        raise DataError(_list(failed))
+    placed = place_surveyed(survey, task, **options)
+    spec = cube.build_spec(task, placed.size)
+    facts = {**(provenance or {}), **placed.facts, "max_cloud": max_cloud, "format": file_format}
+    plan = _plan(placed, options, pieces, facts)
+    with partial.partial_folder(target, plan, overwrite=overwrite, resume=resume) as unfinished:
+        job = parts.Job(str(unfinished), task_name, placed.size, file_format, max_cloud)
+        done = _do_parts(job, spec, placed, pieces, processes, scheduler, advance)
+        left_out = _sum(entry.left_out for entry in done)
+        failed |= {name: why for entry in done for name, why in entry.failed.items()}
+        splits = {
+            name: tuple(itertools.chain(*(entry.splits.get(name, ()) for entry in done)))
+            for name in SPLITS
+        }
+        if not any(splits.values()):
+            raise partial.NothingLeft(_nothing_left(placed, left_out, failed, max_cloud))
+        facts |= {"left_out": left_out, "failed": failed}
+        written = store.finish(unfinished, Manifest(file_format, spec, splits, facts))
+    return Summary(
+        target,
+        {name: written.num_examples(name) for name in SPLITS},
+        len(survey.sites) - sum(len(entry.failed) for entry in done),
+        len(survey.scenes),
+        left_out,
+        failed,
+        survey.synthetic,
     )
-    dropped = len(patches.split) - sum(counts.values())
-    return Summary(path, counts, len(sites), len(scenes), dropped, synthetic)
 
 
-def _stride(task: cube.Task, size: int, stride: int | None) -> int:
-    """The stride that was asked for, or half the patch; whole pixels of the degraded grids."""
-    if stride is None:
-        return max(size // OVERLAP // task.scale, 1) * task.scale
-    if stride < 1 or stride % task.scale:
-        raise DataError(f"stride {stride}: {task.name} needs a positive multiple of {task.scale}")
-    return stride
+def _do_parts(
+    job: parts.Job,
+    spec: DatasetSpec,
+    placed: Placement,
+    pieces: _Pieces,
+    processes: int | None,
+    scheduler: str | None,
+    advance: Callable[[int, int], None],
+) -> list[journal.Done]:
+    """Do what the journal does not say is done, the largest part first; all parts in order."""
+    groups, counts = _group(placed, spec)
+    folder = pathlib.Path(job.folder)
+
+    def build(number: int) -> Part:
+        mine = [site for site in groups[number] if counts[site]]
+        return Part(number, tuple(Piece(*pieces[site], placed.patches.of(site)) for site in mine))
+
+    entries = (journal.read_entry(folder, number) for number in range(len(groups)))
+    done = {entry.number: entry for entry in entries if entry is not None}
+    partial.clean(folder, list(done.values()))
+    weights = [int(counts[list(group)].sum()) for group in groups]
+    before, total = sum(weights[number] for number in done), len(placed.patches.split)
+    advance(before, total)
+    order = [n for n in partition.largest_first(weights) if n not in done and weights[n]]
+    found = workers.do_parts(
+        job,
+        order,
+        build,
+        processes=_num_processes(processes, len(order)),
+        scheduler=scheduler,
+        advance=lambda more: advance(before + more, total),
+    )
+    done |= {entry.number: entry for entry in found}
+    return [done[number] for number in sorted(done)]
 
 
-def _survey(granules: Iterable[Granule]) -> tuple[list[split.Site], list[str], bool]:
-    """Sites, scenes, and whether any granule is made up.
+def expand(
+    sources: Sequence[str | os.PathLike[str]] | Callable[[], Iterable[Granule]],
+) -> Iterator[Source]:
+    """Sources one by one: a folder of many is divided, so that each can be opened by itself."""
+    if callable(sources):
+        yield sources
+        return
+    for source in sources:
+        # Absolute, because a worker may have been started in another folder.
+        yield from map(str, _inside(pathlib.Path(source).absolute()))
 
-    Raises:
-        DataError: two granules of one name, whose patches could not be told apart.
-    """
-    sites: dict[str, split.Site] = {}
-    scenes: dict[str, None] = {}
-    synthetic = False
-    for granule in granules:
-        if granule.name in sites:
-            raise DataError(f"two sources are named {granule.name}; expected each once")
-        sites[granule.name] = split.Site.of(granule)
-        scenes[granule.scene] = None
-        synthetic |= granule.synthetic
-    return list(sites.values()), list(scenes), synthetic
+
+def _inside(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The sources in a folder of .npz scenes or of BigEarthNet patches; else the path itself."""
+    from data_pipelines import bigearthnet
+
+    if not path.is_dir() or (path / manifest.MANIFEST).is_file():
+        yield path
+        return
+    found = iter(sorted(path.glob("*.npz")))
+    first = next(found, None)
+    if first is None and not path.name.upper().endswith(".SAFE"):
+        found = bigearthnet.patch_folders(path)
+        first = next(found, None)
+    if first is None:
+        yield path
+    else:
+        yield first
+        yield from found
+
+
+def _survey(
+    sources: Iterable[Source], max_cloud: float | None
+) -> tuple[Survey, _Pieces, dict[str, str]]:
+    """Look at every granule once; no pixel is read."""
+    survey, pieces, failed = Survey(), _Pieces(), dict[str, str]()
+    for source in sources:
+        granules = iter(source()) if callable(source) else _guarded(source)
+        for index in itertools.count():
+            try:
+                granule = next(granules, None)
+            except (DataError, OSError) as error:
+                failed[_name(source)] = str(error)
+                break
+            if granule is None:
+                break
+            if max_cloud is not None and not granule.masks:
+                failed[granule.name] = (
+                    f"{granule.name}: no cloud mask, so patches cannot be chosen by cloud"
+                )
+                continue
+            survey.add(granule)
+            pieces.append((source, index, granule.name))
+    return survey, pieces, failed
+
+
+def _guarded(source: str) -> Iterator[Granule]:
+    """Granules of a path, which is first looked at when the first is asked for."""
+    yield from open_granules(source)
+
+
+def _name(source: Source) -> str:
+    return source if isinstance(source, str) else "source"
+
+
+def _group(placed: Placement, spec: DatasetSpec) -> tuple[list[range], np.ndarray]:
+    """Sites of each part, and the number of patches of each site."""
+    counts = np.bincount(placed.patches.site, minlength=len(placed.sites))
+    patch_bytes = sum(t.num_bytes for t in (*spec.inputs.values(), *spec.targets.values()))
+    # A large granule is a part even if few patches are drawn from it: its chunks are the work.
+    weights = [
+        max(int(count) * patch_bytes, site.shape[0] * site.shape[1] * 8) if count else 0
+        for count, site in zip(counts, placed.sites, strict=True)
+    ]
+    return parts.group(weights, parts.PART_BYTES), counts
+
+
+def _plan(
+    placed: Placement, options: Mapping[str, Any], pieces: _Pieces, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a partial data set must have in common with the one that goes on with it."""
+    names = {"scenes", "synthetic", "gap", "receptive_radius"}
+    chosen = {key: value for key, value in facts.items() if key not in names}
+    patches = placed.patches
+    crc = 0
+    for values in (patches.site, patches.y, patches.x, patches.split):
+        crc = zlib.crc32(values.tobytes(), crc)
+    for source, index, name in pieces:
+        crc = zlib.crc32(f"{_name(source)} {index} {name}".encode(), crc)
+    fractions = list(options.get("fractions", ()))
+    return {**chosen, "fractions": fractions, "granules": len(pieces), "places": f"{crc:08x}"}
+
+
+def _num_processes(asked: int | None, num_parts: int) -> int:
+    """No more than there are parts."""
+    return max(1, min(workers.num_cores() if asked is None else asked, num_parts))
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Numbers by reason, in the order of the reasons."""
+    total = dict.fromkeys(cube.REASONS[1:], 0)
+    for each in counts:
+        for reason, count in each.items():
+            total[reason] += count
+    return {reason: count for reason, count in total.items() if count}
+
+
+def _nothing_left(
+    placed: Placement,
+    left_out: Mapping[str, int],
+    failed: Mapping[str, str],
+    max_cloud: float | None,
+) -> str:
+    """Why no patch is left."""
+    if failed and not left_out:
+        return _list(failed)
+    why = ", ".join(f"{count} for {reason}" for reason, count in left_out.items())
+    limit = "" if max_cloud is None else f" (allowed: {max_cloud:g} of a patch)"
+    others = f"; {_list(failed)}" if failed else ""
+    first = placed.sites[0].name
+    return (
+        f"no patch is left of {len(placed.patches.split)} that were placed ({first}, ...): left "
+        f"out {why}{limit}{others}"
+    )
+
+
+def _list(failed: Mapping[str, str]) -> str:
+    """Errors of several sources as one text."""
+    return "; ".join(failed.values()) or "no granule in the sources"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from data_pipelines.granule import Granule
 
 # In the names of the prepared folders: raise it when their content changes.
-VERSION = 2
+VERSION = 3
 WHEEL = "configilm-0.7.1-py3-none-any.whl"
 REQUIREMENT = "configilm==0.7.1"
 SHA256 = "54e8c2424c55bb4e68dfda07593e155e9ecfa6c60b50585c4b378076934cf5e3"
@@ -44,7 +44,7 @@ FRACTIONS = (0.6, 0.15, 0.25)
 AREA = {"columns": range(37, 39), "rows": range(87, 91)}
 TILE_CRS, TILE_CORNER = "EPSG:32633", (300_000.0, 5_400_000.0)
 # Made-up granules by task: edge [px of 10 m] and distance of training patches [px of the target].
-SYNTHETIC = {"superres_20m": (1536, 16), "superres_60m": (3456, 24)}
+SYNTHETIC = {"superres_20m": (1536, 16), "superres_60m": (3456, 24), "patches": (1920, 120)}
 # Without an index pip should say so soon [s].
 TIMEOUT = 120
 # Set by the first failure to fetch the sample, to the reason: neither this process nor those that
@@ -80,13 +80,13 @@ def resolve(data: str | None, task: str = TASK) -> tuple[pathlib.Path, str]:
     Raises:
         DataError: no such folder, or no such task.
     """
-    from data_pipelines import cube, tfrecord
+    from data_pipelines import cube, store
 
     cube.find_task(task)
     if data == "synthetic":
         return fetch_synthetic(task), "DATA: A SYNTHETIC GRANULE (MADE UP, NOT MEASURED)"
     if data is not None:
-        made_up = tfrecord.read_manifest(data).provenance.get("synthetic")
+        made_up = store.read_manifest(data).provenance.get("synthetic")
         note = " (SYNTHETIC: MADE UP, NOT MEASURED)" if made_up else ""
         return pathlib.Path(data), f"data: {data}{note}"
     if task != TASK:

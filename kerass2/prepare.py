@@ -1,9 +1,11 @@
-"""`python -m kerass2.prepare SOURCE... -o DIR`: cut scenes into patches under Wald's protocol."""
+"""`python -m kerass2.prepare SOURCE... -o DIR`: cut scenes into patches, on one core or on many."""
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,8 +15,8 @@ if TYPE_CHECKING:
     from data_pipelines.convert import Summary
 
 # Repeated here so that --help imports neither numpy nor xarray; a test holds them equal.
-TASKS = ("superres_20m", "superres_60m")
-FORMATS = ("tfrecord",)
+TASKS = ("superres_20m", "superres_60m", "patches")
+FORMATS = ("tfrecord", "hdf5", "zarr", "lmdb")
 SPLITS = ("auto", "train", "validation", "test")
 
 
@@ -23,7 +25,13 @@ SPLITS = ("auto", "train", "validation", "test")
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=pathlib.Path), help="Folder to make."
 )
-@click.option("--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True)
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    default=TASKS[0],
+    show_default=True,
+    help="superres_*: pairs under Wald's protocol. patches: all bands as they are, side by side.",
+)
 @click.option(
     "--format", "file_format", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True
 )
@@ -39,64 +47,132 @@ SPLITS = ("auto", "train", "validation", "test")
 @click.option(
     "--patch-size",
     type=click.IntRange(1),
-    help="Edge of a patch in pixels of the target; default: 32 (20 m), 96 (60 m).",
+    help="Edge of a patch in pixels of the target (patches: of 10 m); default: 32 (20 m), "
+    "96 (60 m), 120 (patches).",
 )
 @click.option(
     "--stride",
     type=click.IntRange(1),
-    help="Distance of training patches in pixels of the target; default: half a patch. "
-    "Patches of validation and test do not overlap.",
+    help="Distance of training patches in the same pixels; default: half a patch (patches: a whole "
+    "one). Patches of validation and test do not overlap.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="For the choice of places.")
+@click.option(
+    "--patches-per-tile",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Draw at most N of the patches that are placed in a tile; those without data are not "
+    "replaced. Default: all.",
+)
+@click.option(
+    "--max-cloud",
+    type=click.FloatRange(0, 1),
+    metavar="F",
+    help="Leave out patches of which a mask says that more than this share is cloud.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="For the choice of places and patches."
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Processes on this machine; default: its cores, but no more than there are parts of work. "
+    "The result is the same for any number.",
+)
+@click.option(
+    "--dask",
+    "scheduler",
+    metavar="ADDRESS",
+    help="Address of a running dask scheduler (tcp://host:port) whose workers see the same files.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on where the same command was broken off, part by part."
+)
 @click.option("--overwrite", is_flag=True, help="Replace a data set that is there already.")
 def main(
     sources: tuple[pathlib.Path, ...],
     output: pathlib.Path,
     task: str,
-    file_format: str,
     split: str,
-    patch_size: int | None,
-    stride: int | None,
-    seed: int,
-    overwrite: bool,
+    processes: int | None,
+    scheduler: str | None,
+    **options: Any,
 ) -> None:
-    """Cut SOURCES into aligned patches under Wald's protocol.
+    """Cut SOURCES into aligned patches.
 
-    A SOURCE is a .npz scene or a folder of them; a folder of gsd10.tif, gsd20.tif, gsd60.tif; a
-    BigEarthNet patch folder, a folder of them, or the LMDB of BigEarthNet v2. The words sample and
-    synthetic mean an area of the real sample and a made-up granule.
+    A SOURCE is a Sentinel-2 product (.SAFE folder, .zip, MTD_*.xml), a STAC item (.json), a folder
+    of one GeoTIFF or JP2 a band or a GSD, a .npz scene or a folder of them; a BigEarthNet patch
+    folder, a folder of them, or the LMDB of BigEarthNet v2. The words sample and synthetic mean an
+    area of the real sample and a made-up granule. Sources that cannot be read are named at the end
+    (exit code 1); the others are written.
     """
-    from rich.console import Console
-    from rich.progress import Progress
+    if processes is not None and scheduler is not None:
+        raise click.UsageError("--processes and --dask: choose one")
 
-    from data_pipelines import convert, sample
+    from data_pipelines import convert, sample, workers
 
+    cores = workers.num_cores()
+    if processes is not None and processes > cores:
+        click.echo(f"warning: {processes} processes for {cores} cores", err=True)
     resolved = [sample.resolve_granule(source) for source in sources]
-    paths = [path for path, _ in resolved]
     for message in dict.fromkeys(message for _, message in resolved if message):
         click.echo(message, err=True)
-    console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("cutting", total=None)
+    with _saying_what_is_kept(output), _bar() as advance:
         summary = convert.convert(
-            lambda: convert.open_all(paths),
+            [path for path, _ in resolved],
             output,
             task,
             only_split=None if split == "auto" else split,
-            patch_size=patch_size,
-            stride=stride,
-            seed=seed,
-            provenance={"sources": [str(source) for source in sources], "format": file_format},
-            overwrite=overwrite,
-            advance=lambda done, total: progress.update(bar, completed=done, total=total),
+            processes=processes,
+            scheduler=scheduler,
+            provenance={"sources": [str(source) for source in sources]},
+            advance=advance,
+            **options,
         )
     _print_summary(summary, task, split == "auto")
     if summary.synthetic:
         click.echo("THIS DATA SET IS SYNTHETIC: MADE UP, NOT MEASURED", err=True)
+    for name, why in summary.failed.items():
+        click.echo(f"error: {why if name in why else f'{name}: {why}'}", err=True)
+    if summary.failed:
+        click.get_current_context().exit(1)
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Any]:
+    """A progress bar; gives the function to advance it."""
+    from rich import progress
+    from rich.console import Console
+
+    console = Console()
+    columns = (
+        *progress.Progress.get_default_columns(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("patches"),
+    )
+    with progress.Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("cutting", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def _saying_what_is_kept(output: pathlib.Path) -> Iterator[None]:
+    """After an error or an interruption: where the work that is done lies."""
+    try:
+        yield
+    except BaseException:
+        from data_pipelines import partial
+
+        kept = partial.path_of(output.resolve())
+        if kept.is_dir():
+            click.echo(f"kept: {kept}; the same command with --resume goes on there", err=True)
+        raise
 
 
 def _print_summary(summary: Summary, task: str, by_place: bool) -> None:
-    """A table of what came out."""
+    """A table of what came out, and what did not."""
     from rich.console import Console
     from rich.table import Table
 
@@ -106,12 +182,14 @@ def _print_summary(summary: Summary, task: str, by_place: bool) -> None:
     table.add_column("patches", justify="right")
     for name, count in summary.counts.items():
         table.add_row(name, f"{count:,}")
+    for reason, count in summary.left_out.items():
+        table.add_row(f"left out: {reason}", f"{count:,}", style="dim")
     console.print(table)
-    if summary.dropped:
-        console.print(f"left out: {summary.dropped:,} patches with pixels without data")
     empty = [name for name, count in summary.counts.items() if not count]
     if by_place and empty:
         console.print(f"no patches in {', '.join(empty)}: too few places to keep splits apart")
+    if summary.failed:
+        console.print(f"not read: {len(summary.failed):,} sources or granules, named below")
     console.print(f"written: {summary.folder}", soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ import click.testing
 import numpy as np
 import pytest
 
-from data_pipelines import convert, cube, sample, synthetic, tfrecord
+from data_pipelines import convert, cube, sample, store, synthetic
 from data_pipelines.spec import SPLITS, DataError
 from kerass2 import prepare
 
@@ -29,11 +29,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def test_the_command(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
     done = run(source, "-o", tmp_path / "out", "--stride", 32)
     assert done.returncode == 0, done.stderr
-    counts = tfrecord.verify(tmp_path / "out")
+    counts = store.verify(tmp_path / "out")
     assert all(counts.values())
     for name, count in counts.items():
         assert any(name in line and str(count) in line for line in done.stdout.splitlines())
-    manifest = tfrecord.read_manifest(tmp_path / "out")
+    manifest = store.read_manifest(tmp_path / "out")
     assert manifest.spec.task == "superres_20m"
     assert manifest.provenance["sources"] == [str(source)]
     radius = manifest.provenance["receptive_radius"]
@@ -47,7 +47,7 @@ def test_the_command(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert "exists already" in again.stderr
     over = run(source, "-o", tmp_path / "out", "--overwrite", "--split", "test")
     assert over.returncode == 0, over.stderr
-    assert tfrecord.verify(tmp_path / "out") == {"train": 0, "validation": 0, "test": 144}
+    assert store.verify(tmp_path / "out") == {"train": 0, "validation": 0, "test": 144}
 
 
 def test_help_answers_at_once() -> None:
@@ -68,7 +68,10 @@ def test_help_answers_at_once() -> None:
         (["nowhere", "-o", "out", "--task", "zoom"], 2, "superres_20m"),
         (["nowhere"], 2, "--output"),
         (["-o", "out"], 2, "SOURCES"),
-        (["nowhere", "-o", "out", "--format", "zarr"], 2, "tfrecord"),
+        (["nowhere", "-o", "out", "--format", "png"], 2, "tfrecord"),
+        (["nowhere", "-o", "out", "--max-cloud", "1.5"], 2, "max-cloud"),
+        (["nowhere", "-o", "out", "--patches-per-tile", "0"], 2, "patches-per-tile"),
+        (["nowhere", "-o", "out", "--processes", "2", "--dask", "tcp://a:1"], 2, "choose one"),
     ],
 )
 def test_mistakes(tmp_path: pathlib.Path, arguments: list[str], code: int, text: str) -> None:
@@ -81,6 +84,7 @@ def test_mistakes(tmp_path: pathlib.Path, arguments: list[str], code: int, text:
 
 def test_choices_are_those_of_the_pipeline() -> None:
     assert tuple(cube.TASKS) == prepare.TASKS
+    assert tuple(store.FORMATS) == prepare.FORMATS
     assert ("auto", *SPLITS) == prepare.SPLITS
 
 
@@ -89,7 +93,7 @@ def test_a_big_earth_net_folder(tmp_path: pathlib.Path) -> None:
     arguments = [str(tmp_path / "ben"), "-o", str(tmp_path / "out"), "--stride", "4"]
     result = click.testing.CliRunner().invoke(prepare.main, arguments)
     assert result.exit_code == 0, result.output
-    assert tfrecord.verify(tmp_path / "out") == {"train": 128, "validation": 1, "test": 1}
+    assert store.verify(tmp_path / "out") == {"train": 128, "validation": 1, "test": 1}
 
 
 def test_few_places_are_said(tmp_path: pathlib.Path) -> None:
@@ -110,10 +114,12 @@ def test_examples_are_those_that_cut_gives(source: pathlib.Path, tmp_path: pathl
         advance=lambda done, total: steps.append((done, total)),
     )
     total = sum(summary.counts.values())
-    assert [done for done, _ in steps] == [*range(1, total + 1), total]
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert steps[0] == (0, total)
+    assert steps[-1] == (total, total)
     assert {n for _, n in steps} == {total}
-    assert summary.counts == tfrecord.verify(tmp_path / "out")
-    data = tfrecord.open_source(tmp_path / "out", "train")
+    assert summary.counts == store.verify(tmp_path / "out")
+    data = store.open_source(tmp_path / "out", "train")
     batch = data.read([3])
     (granule,) = convert.open_all([source])
     y, x = (int(part[1:]) for part in str(batch["patch_id"][0]).split("/")[1].split("_"))
@@ -149,6 +155,66 @@ def test_the_same_source_twice(source: pathlib.Path, tmp_path: pathlib.Path) -> 
         convert.convert(lambda: convert.open_all([source, source]), tmp_path / "o", "superres_20m")
 
 
+@pytest.mark.parametrize("file_format", prepare.FORMATS)
+def test_all_options(source: pathlib.Path, tmp_path: pathlib.Path, file_format: str) -> None:
+    """Native patches in every format, a few of each tile; what is left out is in the table."""
+    arguments = [str(source), "-o", str(tmp_path / "out"), "--task", "patches", "--split", "train"]
+    arguments += ["--format", file_format, "--patches-per-tile", "5", "--patch-size", "60"]
+    arguments += ["--stride", "120", "--seed", "4", "--processes", "9"]
+    result = click.testing.CliRunner().invoke(prepare.main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "warning: 9 processes for" in result.output
+    assert store.verify(tmp_path / "out") == {"train": 5, "validation": 0, "test": 0}
+    manifest = store.read_manifest(tmp_path / "out")
+    assert (manifest.format, manifest.spec.task) == (file_format, "patches")
+    expected = {"patch_size": 60, "stride": 120, "seed": 4, "patches_per_tile": 5, "gap": 0}
+    assert expected.items() <= manifest.provenance.items()
+    # Every format gives the examples that cutting gives, in the same order.
+    batch = store.open_source(tmp_path / "out", "train").read(range(5))
+    (granule,) = convert.open_all([source])
+    corners = [
+        [int(part[1:]) for part in str(name).split("/")[1].split("_")] for name in batch["patch_id"]
+    ]
+    assert corners == sorted(corners)
+    windows = [cube.Window(y, x, 60, 60) for y, x in corners]
+    for row, (_, example) in enumerate(cube.cut(granule, cube.TASKS["patches"], windows)):
+        for name, value in example["inputs"].items():
+            np.testing.assert_array_equal(batch["inputs"][name][row], value)
+
+
+def test_sources_that_cannot_be_read_are_listed(
+    source: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "damaged.npz").write_bytes(b"rubbish")
+    done = run(source, tmp_path / "damaged.npz", tmp_path / "gone", "-o", tmp_path / "out")
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert "damaged.npz: not readable as .npz" in errors[0]
+    assert "gone: not found" in errors[1]
+    assert "not read: 2 sources or granules" in done.stdout
+    assert all(store.verify(tmp_path / "out").values())
+    none = run(source, "-o", tmp_path / "none", "--max-cloud", "0.1")
+    assert none.returncode == 1
+    assert "made-up: no cloud mask, so patches cannot be chosen by cloud" in none.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_is_kept_is_said(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    kept = tmp_path / ".out.partial" / "parts"
+    kept.mkdir(parents=True)
+    (kept / "plan.json").write_text('{"seed": 1}')
+    (kept / "00000.json").write_text("{}")
+    done = run(source, "-o", tmp_path / "out", "--resume")
+    assert done.returncode == 1
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"kept: {kept.parent}; the same command with --resume goes on there")
+    assert "begun with other options" in second
+    done = run(source, "-o", tmp_path / "out", "--stride", 32)
+    assert done.returncode == 0, done.stderr
+    assert not kept.exists()
+
+
 @pytest.mark.shared_data
 def test_real_scenes(shared_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     scenes = [
@@ -158,4 +224,4 @@ def test_real_scenes(shared_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert all(summary.counts.values())
     assert summary.scenes == 3
     assert not summary.synthetic
-    assert tfrecord.read_manifest(tmp_path / "out").provenance["synthetic"] is False
+    assert store.read_manifest(tmp_path / "out").provenance["synthetic"] is False

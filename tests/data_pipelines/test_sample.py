@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from data_pipelines import bigearthnet, granule, sample, sentinel2, synthetic, tfrecord
+from data_pipelines import bigearthnet, granule, sample, sentinel2, store, synthetic
 from data_pipelines.spec import DataError
 
 PRODUCT = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
@@ -60,7 +60,7 @@ def wheel(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pa
 
 
 def counts(folder: pathlib.Path) -> dict[str, int]:
-    return {s: len(tfrecord.open_source(folder, s)) for s in ("train", "validation", "test")}
+    return {s: len(store.open_source(folder, s)) for s in ("train", "validation", "test")}
 
 
 def test_it_is_converted_once_through_the_reader(
@@ -69,14 +69,12 @@ def test_it_is_converted_once_through_the_reader(
     folder, message = sample.resolve(None)
     assert message == "data: sample of real BigEarthNet v2 patches (tile T33UUP, 2017-06-13)"
     assert all(counts(folder).values())
-    assert tfrecord.read_manifest(folder).provenance["synthetic"] is False
+    assert store.read_manifest(folder).provenance["synthetic"] is False
     assert sample.resolve(str(folder))[1] == f"data: {folder}"
     names = {
         str(name).split("/")[0][-5:]
         for split in counts(folder)
-        for name in tfrecord.open_source(folder, split).read(range(counts(folder)[split]))[
-            "patch_id"
-        ]
+        for name in store.open_source(folder, split).read(range(counts(folder)[split]))["patch_id"]
     }
     assert names == {"00_00", "01_00", "03_03", "05_00"}  # not 00_05, which the list leaves out
     before = folder.stat().st_mtime_ns
@@ -102,7 +100,7 @@ def test_two_processes_at_once(wheel: pathlib.Path) -> None:
     for process in both:
         process.join(60)
     assert [process.exitcode for process in both] == [0, 0]
-    tfrecord.verify(wheel.parent / f"sample-superres_20m-{sample.VERSION}")
+    store.verify(wheel.parent / f"sample-superres_20m-{sample.VERSION}")
 
 
 def test_without_an_index_a_synthetic_granule_in_capitals(
@@ -207,7 +205,7 @@ def test_60_m_needs_more_ground_than_the_sample_has(
     monkeypatch.setenv("KERASS2_CACHE", str(tmp_path))
     folder, message = sample.resolve(None, "superres_60m")
     assert message == message.upper()
-    assert tfrecord.open_source(folder, "train").spec.task == "superres_60m"
+    assert store.open_source(folder, "train").spec.task == "superres_60m"
 
 
 def test_a_path_is_checked(tmp_path: pathlib.Path) -> None:

@@ -149,3 +149,48 @@ def test_everything_into_one_split() -> None:
     patches = split.place_all(sites, TASK, 32, 16, "test")
     assert patches.counts() == {"train": 0, "validation": 0, "test": 82}
     assert split.place_all(sites, TASK, 32, 16, "train").counts()["train"] > 82
+
+
+NATIVE = cube.TASKS["patches"]
+
+
+@pytest.mark.parametrize("places", [1, 3])
+def test_native_patches_lie_side_by_side(places: int) -> None:
+    sites = [Site(f"g{i}", f"T{i}", (3660, 3660), f"T{i}", (0, 0)) for i in range(places)]
+    patches = split.place_patches(sites, NATIVE, 120, 120)
+    assert all(patches.counts().values())
+    assert least_gap(sites, patches, NATIVE, 120) >= 0
+    corners = {(s, y, x) for s, y, x in zip(patches.site, patches.y, patches.x, strict=True)}
+    assert len(corners) == len(patches.y) <= places * 30 * 30
+    assert len(patches.y) > 0.8 * places * 30 * 30
+    assert (patches.y % 120 == 0).all()
+
+
+def test_tiles_are_thinned_out() -> None:
+    sites = [
+        Site("a1", "T1", (600, 600), "T1", (0, 0)),
+        Site("b", "T2", (600, 600), "T2", (0, 0)),
+        Site("a2", "T1", (600, 600), "T1", (600, 0)),
+        Site("c", "T3", (100, 100), "T3", (0, 0)),
+    ]
+    patches = split.place_all(sites, TASK, 32, 16, "train")
+    thin = split.thin_out(sites, patches, 50, seed=3)
+    per_site = np.bincount(thin.site, minlength=4)
+    assert per_site[0] + per_site[2] == per_site[1] == 50
+    assert per_site[0] > 10 < per_site[2]
+    assert per_site[3] == 4  # all that there are
+    rows = [(s, y, x) for s, y, x in zip(thin.site, thin.y, thin.x, strict=True)]
+    assert rows == sorted(set(rows))
+    again = split.thin_out(sites, patches, 50, seed=3)
+    np.testing.assert_array_equal(thin.y, again.y)
+    other = split.thin_out(sites, patches, 50, seed=4)
+    assert (thin.y != other.y).any()
+    # A tile's draw does not depend on the others.
+    alone = split.thin_out(
+        sites[1:2], split.place_all(sites[1:2], TASK, 32, 16, "train"), 50, seed=3
+    )
+    mine = thin.of(1)
+    np.testing.assert_array_equal(alone.y, mine.y)
+    np.testing.assert_array_equal(alone.x, mine.x)
+    with pytest.raises(ValueError, match="at least 1"):
+        split.thin_out(sites, patches, 0)

@@ -55,6 +55,27 @@ def test_lazy_gives_the_same_pixels(
     np.testing.assert_array_equal(found, wald.degrade(array, scale, sigma=sigma))
 
 
+@pytest.mark.parametrize("scale", [2, 3, 6])
+@pytest.mark.parametrize("sigma", [None, 1.0])
+def test_parts_give_the_same_pixels(scale: int, sigma: float | None) -> None:
+    array = np.random.default_rng(4).integers(0, 9000, (60, 72)).astype(np.uint16)
+    whole = wald.degrade(array, scale, sigma=sigma)
+    radius = wald.blur_radius(scale, sigma)
+    for y in range(0, 60, 12):
+        for x in range(0, 72, 36):
+            top, left = y >= radius, x >= radius
+            bottom, right = y + 12 + radius <= 60, x + 36 + radius <= 72
+            if not (top or y == 0) or not (bottom or y == 48):
+                continue  # a view needs all of the blur's radius, or none
+            view = array[
+                y - radius * top : y + 12 + radius * bottom,
+                x - radius * left : x + 36 + radius * right,
+            ]
+            found = wald.degrade_view(view, scale, sigma=sigma, inside=(top, bottom, left, right))
+            expected = whole[y // scale : (y + 12) // scale, x // scale : (x + 36) // scale]
+            np.testing.assert_array_equal(found, expected)
+
+
 def test_cubes_keep_names_and_get_the_new_grid() -> None:
     pixels = np.ones((4, 12, 18), np.uint16)
     transform = (10, 0, 399_960, 0, -10, 5_800_020)

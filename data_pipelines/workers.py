@@ -1,0 +1,166 @@
+"""Parts of work on the processes of dask.distributed: this machine's, or those of a scheduler."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from data_pipelines import parts
+from data_pipelines.journal import Done
+from data_pipelines.parts import Job, Part
+from data_pipelines.spec import DataError
+
+# Seconds between two looks at progress and at workers that have joined.
+INTERVAL = 0.5
+# How often a part is begun again after its process died, before the whole is given up.
+RETRIES = 3
+# Topic of the workers' progress.
+TOPIC = "kerass2-progress"
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def do_parts(
+    job: Job,
+    order: Sequence[int],
+    build: Callable[[int], Part],
+    *,
+    processes: int,
+    scheduler: str | None = None,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Iterator[Done]:
+    """Do parts, each in one of several processes or, for one process, here.
+
+    Args:
+        job: what to do.
+        order: numbers of the parts; whoever is free takes the next.
+        build: a part by its number; called when its turn comes, so that not all are in memory.
+        processes: how many.
+        scheduler: address of a dask scheduler whose workers see the same files; None starts
+            `processes` workers on this machine.
+        advance: called with the number of patches done.
+
+    Yields:
+        What came of each part, in the order in which they end.
+
+    Raises:
+        DataError: the disk is full or not to be written to, the scheduler does not answer, or a
+            part's process has died again and again.
+    """
+    if processes == 1 and scheduler is None:
+        before = 0
+        for number in order:
+            part = build(number)
+            yield parts.do_part(job, part, lambda done, before=before: advance(before + done))  # type: ignore[misc]
+            before += part.num_patches
+        return
+    with _open_client(processes, scheduler) as client:
+        yield from _distribute(client, job, order, build, advance)
+
+
+def _distribute(
+    client: Any,
+    job: Job,
+    order: Sequence[int],
+    build: Callable[[int], Part],
+    advance: Callable[[int], None],
+) -> Iterator[Done]:
+    """Keep every worker's threads busy, with no queue of parts behind them.
+
+    So the largest part that is left goes to the first that is free: longest processing time first.
+    """
+    from distributed import wait
+
+    waiting, running = collections.deque(order), dict[Any, Part]()
+    progress: dict[int, int] = {}
+    client.subscribe_topic(TOPIC, lambda event: _note(progress, event[1]))
+    while waiting or running:
+        free = max(sum(client.nthreads().values()), 1) - len(running)
+        for _ in range(min(free, len(waiting))):
+            part = build(waiting.popleft())
+            future = client.submit(
+                _do_part, job, part, pure=False, key=f"kerass2-part-{part.number}-{os.getpid()}"
+            )
+            running[future] = part
+        with contextlib.suppress(TimeoutError), client.as_current():
+            wait(list(running), timeout=INTERVAL, return_when="FIRST_COMPLETED")
+        for future in [future for future in running if future.done()]:
+            part = running.pop(future)
+            progress[part.number] = part.num_patches
+            yield _result(future, part)
+            future.release()
+        advance(sum(progress.values()))
+
+
+def _note(progress: dict[int, int], event: Any) -> None:
+    """Take a worker's message; a part that was begun again counts from its beginning."""
+    progress[int(event["part"])] = int(event["done"])
+
+
+def _result(future: Any, part: Part) -> Done:
+    import distributed
+    from distributed.comm.core import CommClosedError
+
+    names = ", ".join(piece.name for piece in part.pieces[:3])
+    try:
+        done: Done = future.result()
+    except distributed.KilledWorker as error:
+        raise DataError(
+            f"part {part.number} ({names}): its process died {RETRIES + 1} times; is there memory "
+            "enough?"
+        ) from error
+    except (distributed.CancelledError, CommClosedError) as error:
+        raise DataError(f"part {part.number} ({names}): the dask scheduler is lost") from error
+    return done
+
+
+def _do_part(job: Job, part: Part) -> Done:
+    """`parts.do_part` on a worker, which tells its progress."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    return parts.do_part(
+        job, part, lambda done: worker.log_event(TOPIC, {"part": part.number, "done": done})
+    )
+
+
+@contextlib.contextmanager
+def _open_client(processes: int, scheduler: str | None) -> Iterator[Any]:
+    """A client of a given scheduler, or of workers that end with the context."""
+    import dask
+    import distributed
+
+    with contextlib.ExitStack() as stack:
+        if scheduler is None:
+            # Of one thread each, because much of the work holds Python's lock. The limit of memory
+            # is off: a worker that pauses at a limit never ends, and parts are bounded themselves.
+            options = {
+                "distributed.scheduler.allowed-failures": RETRIES,
+                "distributed.worker.daemon": True,
+                "distributed.nanny.pre-spawn-environ.GDAL_CACHEMAX": str(parts.GDAL_CACHE),
+            }
+            stack.enter_context(dask.config.set(options))
+            cluster = distributed.LocalCluster(
+                n_workers=processes,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=0,
+                dashboard_address=None,
+                host="127.0.0.1",
+                silence_logs=logging.ERROR,
+            )
+            address: Any = stack.enter_context(cluster)
+        else:
+            address = scheduler
+        try:
+            client = distributed.Client(address, set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise DataError(f"{scheduler}: no dask scheduler answers: {error}") from error
+        yield stack.enter_context(client)
