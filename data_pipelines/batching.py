@@ -21,7 +21,8 @@ from data_pipelines.spec import Batch, DataError, Source
 from data_pipelines.transforms import TRANSFORMS, Transform, counter_hash, to_physical
 
 # Neighbouring records that stay together, and blocks shuffled together: reads of 16 records are
-# long enough for a parallel file system, and 1024 records mix well.
+# long enough for a parallel file system, and 1024 records mix well. A source whose records lie in
+# larger pieces has an attribute `shuffle` with its own (block, window).
 BLOCK = 16
 WINDOW = 64
 
@@ -225,7 +226,10 @@ def training_batch(
         DataError: a record is damaged, or no such transform.
     """
     epoch, step_of_epoch = divmod(step, num_steps(len(source), global_batch))
-    chosen = indices(len(source), seed, epoch, step_of_epoch, global_batch)
+    block, window = getattr(source, "shuffle", (BLOCK, WINDOW))
+    chosen = indices(
+        len(source), seed, epoch, step_of_epoch, global_batch, block=block, window=window
+    )
     mine = rank_slice(chosen, rank, world_size)
     chain = _transforms(augment)
     batch = {**source.read(mine), "index": mine, "mask": np.ones(len(mine), np.float32)}

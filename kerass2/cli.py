@@ -14,6 +14,7 @@ import click
 # at once.
 COMMANDS = {
     "prepare": "Cut scenes into aligned patches under Wald's protocol.",
+    "data": "Look at data sets, check them, copy them to another format.",
     "fit": "Train a model on one process or on many ranks.",
     "evaluate": "Score a model beside bicubic interpolation.",
     "predict": "Sharpen a granule and write a GeoTIFF.",

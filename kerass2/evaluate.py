@@ -160,8 +160,8 @@ def check(
 
     Args:
         model: a .keras file or the work folder of kerass2.fit.
-        data: a prepared folder or "synthetic"; by default what the model was trained on, else
-            the sample.
+        data: a prepared folder, a product or "synthetic"; by default what the model was trained
+            on, else the sample.
         split: "train", "validation" or "test".
         output: evaluation.json beside the model by default.
         overwrite: replace an output of other data or another split. One of the same model, data
@@ -170,11 +170,9 @@ def check(
     Raises:
         DataError: what is missing or in the way.
     """
-    from data_pipelines import tfrecord
-
     file = inputs.find_model(model)
     found = inputs.find_data(file, data)
-    tfrecord.open_source(found.path, split)
+    found.open(split)
     output = file.parent / workdir.EVALUATION if output is None else output
     if output.is_dir() or not output.parent.is_dir():
         raise DataError(f"{output}: expected the name of a file in a folder that exists")
@@ -261,7 +259,9 @@ def build_table(result: Mapping[str, Any]) -> rich.table.Table:
 @click.argument("model", metavar="MODEL_OR_WORKDIR", type=click.Path(path_type=pathlib.Path))
 @ranks.options(default="single")
 @click.option(
-    "--data", help="Folder made by kerass2.prepare, or 'synthetic'; default: the model's own."
+    "--data",
+    help="Folder made by kerass2.prepare, a product (.SAFE, .zip, ...), cut as it is read, or "
+    "'synthetic'; default: the model's own.",
 )
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option(

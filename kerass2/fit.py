@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 @click.argument("experiment", required=False)
 @ranks.options(default="single")
 @click.option(
-    "--data", help="Folder made by kerass2.prepare, or 'synthetic'; default: the real sample."
+    "--data",
+    help="Folder made by kerass2.prepare, a product (.SAFE, .zip, ...), cut as it is read, or "
+    "'synthetic'; default: the real sample.",
 )
 @click.option(
     "--workdir", type=click.Path(path_type=pathlib.Path), help="Default: runs/EXPERIMENT."
@@ -160,12 +162,13 @@ def _check_agreement(job: Job, strategy: Strategy, first_step: int) -> None:
 
     from strategies.base import StrategyError
 
-    own = np.array([first_step, int(job.manifest, 16)], np.float64)  # 12 hex digits: exact
+    own = np.array([first_step, int(job.data.digest, 16)], np.float64)  # 12 hex digits: exact
     total = strategy.sum(own)
     if (total != own * strategy.world_size).any():
         raise StrategyError(
-            f"ranks differ: rank {strategy.rank} begins at step {first_step} with {job.data} "
-            f"(manifest {job.manifest}), others elsewhere; are workdir and data shared by all?"
+            f"ranks differ: rank {strategy.rank} begins at step {first_step} with "
+            f"{job.data.path} (digest {job.data.digest}), others elsewhere; are workdir and data "
+            "shared by all?"
         )
 
 
@@ -173,12 +176,12 @@ def _build(job: Job, strategy: Strategy) -> _Training:
     """Model and optimizer in the strategy's scope, and the data they are for."""
     import keras
 
-    from data_pipelines import batching, tfrecord
+    from data_pipelines import batching
     from kerass2 import models, optimizers, precision
     from kerass2.models.layers import synchronise_statistics
 
     experiment, run = job.experiment, job.experiment.run
-    source = tfrecord.open_source(job.data, "train")
+    source = job.data.open("train")
     global_batch = run.global_batch or 1
     steps_per_epoch = batching.num_steps(len(source), global_batch)
     num_steps = config.num_steps(experiment, steps_per_epoch)
@@ -198,7 +201,7 @@ def _build(job: Job, strategy: Strategy) -> _Training:
             steps_per_epoch=steps_per_epoch,
         )
         optimizer.build(model.trainable_variables)
-    models.check_fits(model, source.spec, str(job.data))
+    models.check_fits(model, source.spec, str(job.data.path))
     synchronise_statistics(model, strategy.sum_gradients)
     return _Training(model, optimizer, source, global_batch, num_steps)
 
@@ -252,13 +255,12 @@ def _finish(
     """Validate on all ranks, and save the model."""
     import numpy as np
 
-    from data_pipelines import tfrecord
     from data_pipelines.files import replacing
     from kerass2 import evaluate
     from kerass2 import workdir as folder
 
-    if tfrecord.read_manifest(job.data).splits.get("validation"):
-        source = tfrecord.open_source(job.data, "validation")
+    if job.data.counts.get("validation"):
+        source = job.data.open("validation")
         scores = evaluate.evaluate_model(training.model, source, strategy)
         rmse = {method: values["rmse"]["mean"] for method, values in scores["methods"].items()}
         log.event(done, validation_rmse=rmse["model"], validation_rmse_bicubic=rmse["bicubic"])
@@ -275,14 +277,13 @@ def _finish(
 
 
 def _print_plan(job: Job, strategy: Strategy, training: _Training, first_step: int) -> None:
-    from data_pipelines import tfrecord
     from kerass2 import tiling
 
     run, size = job.experiment.run, strategy.world_size
     batch, parameters = training.global_batch, training.model.count_params()
     lines = {
         "experiment": f"{job.experiment.name} -> {job.workdir}",
-        "data": f"{job.data_message} ({len(training.source)} training patches)",
+        "data": f"{job.data.description} ({len(training.source)} training patches)",
         "model": f"{job.experiment.model.name}, {parameters:,} parameters, {run.precision}",
         "ranks": f"{size}, strategy {strategy.name}",
         "batch": f"{batch} patches a step, {batch // size} on each rank",
@@ -291,11 +292,11 @@ def _print_plan(job: Job, strategy: Strategy, training: _Training, first_step: i
     for name, text in lines.items():
         click.echo(f"{name:>10}  {text}")
     radius = tiling.receptive_radius(training.model)
-    apart = tfrecord.read_manifest(job.data).provenance.get("receptive_radius")
+    apart = job.data.provenance.get("receptive_radius")
     if apart is not None and radius > apart:
         click.echo(
-            f"warning: the model sees {radius} px around a pixel, but the splits of {job.data} are "
-            f"apart for {apart} px: scores may be flattered by training pixels",
+            f"warning: the model sees {radius} px around a pixel, but the splits of "
+            f"{job.data.path} are apart for {apart} px: scores may be flattered by training pixels",
             err=True,
         )
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import pathlib
+import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from data_pipelines.spec import DataError
@@ -18,16 +22,107 @@ if TYPE_CHECKING:
     from data_pipelines.spec import Source
 
 
+# A survey that takes longer is worth a line [s].
+LONG_SURVEY = 5.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A data set to evaluate on."""
+    """A data set of either kind: prepared, or cut out of a product as it is read."""
 
     path: pathlib.Path
-    """Its folder."""
+    """Its folder, or the product."""
     description: str
     """What the pixels are."""
-    synthetic: bool
-    """True when they were computed, not measured."""
+    digest: str
+    """12 hexadecimal digits that tell it from others: of the manifest, or of the product's files
+    and how they are cut."""
+    counts: Mapping[str, int]
+    """Patches of each split."""
+    provenance: Mapping[str, Any]
+    """As in a manifest."""
+    open: Callable[[str], Source]
+    """The source of a split; raises DataError where there is none, or it is damaged."""
+
+    @property
+    def synthetic(self) -> bool:
+        """True when the pixels were computed, not measured. The flag alone decides."""
+        return bool(self.provenance.get("synthetic"))
+
+
+def open_data(path: str | pathlib.Path, task: str, description: str = "") -> Data:
+    """A data set that kerass2.prepare has made, or a product, cut as prepare would cut it.
+
+    Args:
+        path: a folder with a manifest, or anything that data_pipelines.granule.open_granules takes.
+        task: what to cut; a prepared data set has its own.
+        description: what the pixels are; by default the path.
+
+    Raises:
+        DataError: nothing there, damaged, or a product that gives no patch.
+    """
+    from data_pipelines import store
+    from data_pipelines.manifest import MANIFEST
+
+    path = pathlib.Path(path)
+    if path.exists() and not (path / MANIFEST).is_file():
+        return _open_product(path, task, description)
+    found = store.read_manifest(path)
+    digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()[:12]
+    counts = {split: found.num_examples(split) for split in found.splits}
+    source = functools.partial(store.open_source, path)
+    return Data(path, description or str(path), digest, counts, found.provenance, source)
+
+
+def _open_product(path: pathlib.Path, task: str, description: str) -> Data:
+    """Place the patches of a product; says how long that took where it took long."""
+    import click
+
+    from data_pipelines import cube_source, sample
+
+    begin = time.monotonic()
+    with _survey_bar() as advance:
+        found = cube_source.open_product(
+            path, task, cache=sample.cache_folder() / "surveys", advance=advance
+        )
+    seconds = time.monotonic() - begin
+    if seconds > LONG_SURVEY:
+        click.echo(
+            f"looked for pixels without data in {path}: {seconds:.0f} s, which the next start "
+            "will not need; kerass2.prepare makes a data set that is read faster",
+            err=True,
+        )
+    description = description or f"{path}, cut as it is read"
+    return Data(path, description, found.digest, found.counts, found.provenance, found.source)
+
+
+@contextlib.contextmanager
+def _survey_bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; gives the function that moves it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("looking for pixels without data", total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+def choose_data(data: str | None, task: str) -> Data:
+    """The data set that `--data` means: a path, "synthetic", or None for the sample.
+
+    Raises:
+        DataError: see open_data.
+    """
+    from data_pipelines import sample
+    from data_pipelines.manifest import MANIFEST
+
+    if data is not None and data != "synthetic" and not pathlib.Path(data, MANIFEST).is_file():
+        found = open_data(data, task)
+        made_up = " (SYNTHETIC: MADE UP, NOT MEASURED)" if found.synthetic else ""
+        return dataclasses.replace(found, description=f"data: {found.description}{made_up}")
+    path, message = sample.resolve(data, task)
+    return open_data(path, task, message)
 
 
 def find_model(path: str | pathlib.Path) -> pathlib.Path:
@@ -81,28 +176,27 @@ def find_data(model: str | pathlib.Path, data: str | None) -> Data:
     Args:
         model: path of the .keras file or its work folder; data.json beside it says what it was
             trained on.
-        data: a folder or "synthetic"; None is the training data, or else the sample.
+        data: a path or "synthetic"; None is the training data, or else the sample.
 
     Raises:
         DataError: it does not exist.
     """
-    from data_pipelines import sample, tfrecord
-
     file = find_model(model)
     trained_on = read_json(file.parent / workdir.DATA)
     if trained_on is not None and data in (None, trained_on.get("data")):
-        path, message = pathlib.Path(trained_on["data"]), str(trained_on.get("description", ""))
+        found = open_data(
+            trained_on["data"], read_task(file), str(trained_on.get("description", ""))
+        )
     else:
-        path, message = sample.resolve(data, read_task(file))
-    provenance = tfrecord.read_manifest(path).provenance
-    # The manifest's flag alone decides; whatever else says what the pixels are is for the reader.
-    synthetic, origin = bool(provenance.get("synthetic")), str(provenance.get("source", ""))
-    described = message.removeprefix("data: ").removeprefix("DATA: ")
-    if origin and described in ("", str(path)):
+        found = choose_data(data, read_task(file))
+    # The flag alone decides; whatever else says what the pixels are is for the reader.
+    origin = str(found.provenance.get("source", ""))
+    described = found.description.removeprefix("data: ").removeprefix("DATA: ")
+    if origin and described == str(found.path):
         described = origin
-    if synthetic and "SYNTHETIC" not in described:
+    if found.synthetic and "SYNTHETIC" not in described:
         described = f"SYNTHETIC, NOT MEASURED: {described}"
-    return Data(path, described, synthetic)
+    return dataclasses.replace(found, description=described)
 
 
 def open_source(data: Data, split: str, model: keras.Model) -> Source:
@@ -111,10 +205,9 @@ def open_source(data: Data, split: str, model: keras.Model) -> Source:
     Raises:
         DataError: no such split, damaged, or of another task or band set (names both specs).
     """
-    from data_pipelines import tfrecord
     from kerass2 import models
 
-    source = tfrecord.open_source(data.path, split)
+    source = data.open(split)
     models.check_fits(model, source.spec, str(data.path))
     return source
 

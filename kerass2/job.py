@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import pathlib
 import shlex
@@ -11,7 +10,7 @@ import sys
 
 import click
 
-from kerass2 import config
+from kerass2 import config, inputs
 from kerass2 import workdir as folder
 
 DEFAULT_EXPERIMENT = "superres_20m_compact"
@@ -23,12 +22,8 @@ class Job:
 
     experiment: config.Experiment
     """With run.global_batch set."""
-    data: pathlib.Path
-    """Prepared data set, absolute."""
-    manifest: str
-    """Digest of its manifest."""
-    data_message: str
-    """What the data are, for plan and report."""
+    data: inputs.Data
+    """Prepared data set or product, its path absolute."""
     workdir: pathlib.Path
     """Where results go."""
     resume: bool = False
@@ -41,9 +36,9 @@ class Job:
     def describe_data(self) -> dict[str, str]:
         """What data.json says; with the command, for the report."""
         return {
-            "data": str(self.data),
-            "manifest": self.manifest,
-            "description": self.data_message,
+            "data": str(self.data.path),
+            "manifest": self.data.digest,
+            "description": self.data.description,
             "command": shlex.join(["python", *sys.orig_argv[1:]]),
         }
 
@@ -74,7 +69,7 @@ def check(
         DataError: no such data, damaged, of another task, too few; or the workdir holds results of
             another experiment or of other data.
     """
-    from data_pipelines import batching, sample, tfrecord
+    from data_pipelines import batching
     from data_pipelines.spec import DataError
 
     _check_transforms(experiment)
@@ -82,23 +77,22 @@ def check(
         experiment = folder.check(workdir, experiment, resume=resume)
     begun = folder.read_data(workdir) if resume else {}
     if data is None and begun:
-        path, message = pathlib.Path(begun["data"]), str(begun["description"])
+        found = inputs.open_data(begun["data"], experiment.data.task, str(begun["description"]))
     else:
-        path, message = sample.resolve(data, experiment.data.task)
-    source = tfrecord.open_source(path, "train")
+        found = inputs.choose_data(data, experiment.data.task)
+    source = found.open("train")
     if source.spec.task != experiment.data.task:
         raise DataError(
-            f"{path} holds {source.spec.describe()}; "
+            f"{found.path} holds {source.spec.describe()}; "
             f"experiment {experiment.name} needs {experiment.data.task}"
         )
-    manifest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()[:12]
     if resume:
-        folder.check_data(workdir, manifest)
+        folder.check_data(workdir, found.digest)
         _warn_of_cosine(experiment, workdir)
     steps_per_epoch = batching.num_steps(len(source), experiment.run.global_batch or 1)
     config.num_steps(experiment, steps_per_epoch)
-    path = path.resolve()
-    return Job(experiment, path, manifest, message, workdir, resume, overwrite, max_seconds)
+    found = dataclasses.replace(found, path=found.path.resolve())
+    return Job(experiment, found, workdir, resume, overwrite, max_seconds)
 
 
 def _check_transforms(experiment: config.Experiment) -> None:

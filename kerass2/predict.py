@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -30,14 +29,15 @@ def predict_granule(
 
     Args:
         model: a super-resolution model of kerass2.models, which takes and gives reflectance [1].
-        granule: see data_pipelines.granule.open_granules.
+        granule: see data_pipelines.granule.open_granule.
         window: edge of a window [px], see tiling.build_lattice. With attention the result depends
             on it.
         batch_size: windows predicted at once.
 
     Returns:
         (band, y, x) uint16 DN at 10 m: 0 where the band to sharpen has no data, else 1 to 65535;
-        coordinate `band`, attributes `gsd`, `nodata`, `crs` and `transform` as a granule's cubes.
+        coordinate `band`, attributes as a granule's cubes have them, with the offset and
+        quantification of the bands that were sharpened.
 
     Raises:
         DataError: the granule lacks what the model takes, or the model gives NaN.
@@ -47,7 +47,11 @@ def predict_granule(
 
     strips = predict_rows(model, granule, window=window, batch_size=batch_size)
     bands = models.describe(model)["target_bands"]
-    return build_cube(np.concatenate(list(strips), axis=1), bands, 10, **georeference(granule))
+    attributes = _lowres(model, granule).attrs
+    meaning = {key: attributes[key] for key in ("offset", "quantification") if key in attributes}
+    return build_cube(
+        np.concatenate(list(strips), axis=1), bands, 10, **georeference(granule), **meaning
+    )
 
 
 def predict_rows(
@@ -63,31 +67,61 @@ def predict_rows(
     Memory holds a few rows of windows, whatever the size of the granule. `advance` is told of
     windows done; num_windows says how many there are.
     """
-    from data_pipelines import sentinel2
+    from data_pipelines.granule import harmonise
     from kerass2 import inputs, models, tiling
 
     check_granule(model, granule)
     described = models.describe(model)
-    lattice = tiling.build_lattice(model, ratios_of(model), window)
-    lowres = granule.cubes[inputs.lowres_input(described)]
-    scale = described["scale"]
-    y = 0
+    meaning = dn_meaning(_lowres(model, granule))
     for strip in tiling.predict_strips(
         tiling.compile_prediction(model),
-        granule.cubes,
-        lattice,
+        {name: harmonise(granule.cubes[name]) for name in described["inputs"]},
+        tiling.build_lattice(model, ratios_of(model), window),
         target=described["target"],
         num_bands=len(described["target_bands"]),
         batch_size=batch_size,
+        missing=inputs.lowres_input(described),
         advance=advance,
     ):
-        stop = y + len(strip)
-        coarse = np.asarray(lowres[:, y // scale : stop // scale])
-        empty = (coarse == sentinel2.NO_DATA).repeat(scale, axis=1).repeat(scale, axis=2)
-        # Values below reflectance 0 and above 6.5 are clipped, so that nothing wraps around.
-        dn = sentinel2.reflectance_to_dn(strip.transpose(2, 0, 1))
-        yield np.where(empty, np.uint16(sentinel2.NO_DATA), dn)
-        y = stop
+        yield _to_dn(strip, **meaning).transpose(2, 0, 1)
+
+
+def _to_dn(
+    reflectance: NDArray[Any], *, offset: NDArray[Any], quantification: NDArray[Any]
+) -> NDArray[np.uint16]:
+    """DN (rows, x, band) of reflectance; NaN becomes 0, no data, and nothing else does.
+
+    What DN cannot say is clipped, so that nothing wraps around.
+    """
+    from data_pipelines import sentinel2
+
+    dn = np.rint(reflectance.astype(np.float64) * quantification - offset)
+    dn = np.clip(dn, sentinel2.NO_DATA + 1, sentinel2.LARGEST_DN)
+    return np.where(np.isnan(dn), sentinel2.NO_DATA, dn).astype(np.uint16)
+
+
+def _lowres(model: keras.Model, granule: Granule) -> xarray.DataArray:
+    """The cube with the bands to sharpen."""
+    from kerass2 import inputs, models
+
+    return granule.cubes[inputs.lowres_input(models.describe(model))]
+
+
+def dn_meaning(cube: xarray.DataArray) -> dict[str, NDArray[np.float64]]:
+    """What the DN of a cube mean: reflectance = (dn + offset) / quantification.
+
+    Returns:
+        {"offset": (band,) [DN], "quantification": (band,)}; 0 and 10000 where the cube says
+        nothing.
+    """
+    from data_pipelines import sentinel2
+
+    default = {"offset": 0, "quantification": sentinel2.QUANTIFICATION}
+    number = len(cube.band)
+    return {
+        key: np.array(cube.attrs.get(key, (value,) * number), np.float64)
+        for key, value in default.items()
+    }
 
 
 def ratios_of(model: keras.Model) -> dict[str, int]:
@@ -139,23 +173,6 @@ def georeference(granule: Granule) -> dict[str, Any]:
     return {"crs": None, "transform": None}
 
 
-def open_granule(path: pathlib.Path) -> Granule:
-    """The one granule at a path.
-
-    Raises:
-        DataError: none or several there.
-    """
-    from data_pipelines.granule import open_granules
-
-    found = list(itertools.islice(open_granules(path), 2))
-    if len(found) != 1:
-        names = ", ".join(granule.name for granule in found)
-        raise DataError(
-            f"{path}: several granules ({names}, ..); name one" if found else f"{path}: empty"
-        )
-    return found[0]
-
-
 def write_prediction(
     model: keras.Model,
     granule: Granule,
@@ -168,19 +185,27 @@ def write_prediction(
 ) -> None:
     """Sharpen a granule into a GeoTIFF of uint16 DN, streamed.
 
-    The file has band descriptions, no-data 0, and CRS and transform of the granule where it has
-    them; made of made-up pixels it is tagged as such. It appears complete or not at all.
+    DN mean what they mean in the granule; where that is not reflectance x 10000, each band bears
+    GDAL's scale and offset, with which readers get reflectance. The file has band descriptions,
+    no-data 0, and CRS and transform of the granule where it has them; made of made-up pixels it is
+    tagged as such. It appears complete or not at all.
 
     Raises:
         DataError: see predict_granule and raster.write_geotiff.
     """
     from affine import Affine
 
-    from data_pipelines import geotiff, raster
+    from data_pipelines import geotiff, raster, sentinel2
     from kerass2 import models
 
     height, width = granule.shape
     described, place = models.describe(model), georeference(granule)
+    meaning = dn_meaning(_lowres(model, granule))
+    plain = (
+        not meaning["offset"].any()
+        and (meaning["quantification"] == sentinel2.QUANTIFICATION).all()
+    )
+    scales = 1 / meaning["quantification"]
     raster.write_geotiff(
         output,
         predict_rows(model, granule, window=window, batch_size=batch_size, advance=advance),
@@ -192,9 +217,13 @@ def write_prediction(
         tags={
             "SOURCE": granule.scene,
             "MODEL": described["model"],
-            "UNIT": "reflectance x 10000, no offset",
+            "UNIT": "reflectance x 10000, no offset"
+            if plain
+            else "DN of the source: reflectance = DN x scale + offset of the band",
             **(geotiff.SYNTHETIC_TAGS if granule.synthetic else {}),
         },
+        scales=None if plain else scales.tolist(),
+        offsets=None if plain else (meaning["offset"] * scales).tolist(),
         overwrite=overwrite,
     )
 
@@ -222,14 +251,18 @@ def main(
     window: int | None,
     batch: int,
 ) -> None:
-    """Sharpen INPUT to 10 m: a folder of gsd10.tif, .., a BigEarthNet patch or a .npz scene.
+    """Sharpen INPUT to 10 m.
 
-    The words sample and synthetic mean the real sample's area and a made-up granule.
+    INPUT is a Sentinel-2 product (.SAFE, .zip, MTD_*.xml), a STAC item, a folder of one GeoTIFF or
+    JPEG 2000 a band or of gsd10.tif, gsd20.tif, gsd60.tif, a BigEarthNet patch or a .npz scene; the
+    output has the DN of the input, offset and all. The words sample and synthetic mean the real
+    sample's area and a made-up granule.
     """
     import rich.console
     import rich.progress
 
     from data_pipelines import raster, sample
+    from data_pipelines.granule import open_granule
     from kerass2 import inputs
 
     if output.suffix.lower() not in (".tif", ".tiff"):

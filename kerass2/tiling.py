@@ -8,6 +8,7 @@ and halo belong to a result as the weights do, and windows may differ a little a
 
 from __future__ import annotations
 
+import bisect
 import concurrent.futures
 import dataclasses
 import math
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.sentinel2 import QUANTIFICATION
+from data_pipelines.sentinel2 import NO_DATA, QUANTIFICATION
 from data_pipelines.spec import DataError
 from data_pipelines.windows import Window
 
@@ -157,11 +158,13 @@ def predict_strips(
     target: str,
     num_bands: int,
     batch_size: int = BATCH,
+    missing: str | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Iterator[NDArray[Any]]:
     """Predict a granule from top to bottom; memory holds two rows of windows and one batch.
 
-    The next row of windows is read while this one is computed.
+    The next row of windows is read while this one is computed. Of a lazy cube it holds the rows of
+    chunks that these windows see, and reads each chunk once.
 
     Args:
         predict: see compile_prediction.
@@ -170,6 +173,8 @@ def predict_strips(
         target: name of the prediction.
         num_bands: bands of the prediction.
         batch_size: windows predicted at once.
+        missing: name of the input with the bands of the prediction; where it has no data, the
+            prediction is NaN. None lets the prediction stand.
         advance: called with the number of windows done since the last call.
 
     Yields:
@@ -181,12 +186,13 @@ def predict_strips(
     """
     height, width = granule_shape(cubes, lattice.ratios)
     columns = lattice.starts(width)
+    rows = {name: _Rows(cubes[name]) for name in lattice.ratios}
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
-        following = reader.submit(_read_row, cubes, 0, width, lattice)
+        following = reader.submit(_read_row, rows, 0, width, lattice)
         for y in lattice.starts(height):
             row = following.result()
             if y + lattice.core < height:
-                following = reader.submit(_read_row, cubes, y + lattice.core, width, lattice)
+                following = reader.submit(_read_row, rows, y + lattice.core, width, lattice)
             strip = np.zeros((lattice.core, len(columns) * lattice.core, num_bands), np.float32)
             starts = [x for x in columns if _has_data(row, x, lattice)]
             if advance is not None:
@@ -199,6 +205,8 @@ def predict_strips(
             if not np.isfinite(strip).all():
                 stop = min(y + lattice.core, height)
                 raise DataError(f"the model gives NaN or Inf in rows {y} to {stop}: is it trained?")
+            if missing is not None:
+                strip[_without_data(row, missing, lattice)] = np.nan
             yield strip[: height - y, :width]
 
 
@@ -220,8 +228,41 @@ def granule_shape(cubes: Mapping[str, Any], ratios: Mapping[str, int]) -> tuple[
     return height, width
 
 
+class _Rows:
+    """Rows of a cube (band, y, x) from top to bottom; each chunk of a lazy one is read once.
+
+    A chunk is read as a whole, and is higher than a row of windows: without this a tile would be
+    decoded ten times over.
+    """
+
+    def __init__(self, cube: Any) -> None:
+        self.shape = cube.shape
+        self._cube = cube
+        chunks = getattr(cube, "chunks", None)
+        # First row of each row of chunks, and the end; a numpy array needs no reading.
+        self._edges = None if chunks is None else np.cumsum([0, *chunks[-2]]).tolist()
+        self._first = 0
+        self._held: NDArray[Any] | None = None
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows start to stop; `start` never falls from call to call."""
+        if self._edges is None:
+            return np.asarray(self._cube[:, start:stop])
+        first = bisect.bisect_right(self._edges, start) - 1
+        last = bisect.bisect_left(self._edges, stop)
+        begin, end = self._edges[first], self._edges[last]
+        if self._held is None or begin > self._first or end > self._first + self._held.shape[1]:
+            kept = [] if self._held is None else [self._held[:, begin - self._first :]]
+            done = begin + (kept[0].shape[1] if kept else 0)
+            if done < end:
+                kept.append(np.asarray(self._cube[:, done:end]))
+            # A copy, so that the rows that are done with can be forgotten.
+            self._first, self._held = begin, np.concatenate(kept, axis=1)
+        return self._held[:, start - self._first : stop - self._first]
+
+
 def _read_row(
-    cubes: Mapping[str, Any], y: int, width: int, lattice: Lattice
+    cubes: Mapping[str, _Rows], y: int, width: int, lattice: Lattice
 ) -> dict[str, NDArray[Any]]:
     """{input: (y, x, band)} DN of a row of windows with halo, mirrored at the granule's edges.
 
@@ -232,7 +273,8 @@ def _read_row(
     for name, ratio in lattice.ratios.items():
         view = Window(y, 0, lattice.core, whole).grown(lattice.halo).coarser(ratio)
         inside = view.clipped(*cubes[name].shape[1:])
-        pixels = np.asarray(cubes[name][(slice(None), *inside.slices)]).transpose(1, 2, 0)
+        rows = cubes[name].read(inside.y, inside.y + inside.height)
+        pixels = rows[:, :, inside.slices[1]].transpose(1, 2, 0)
         before = inside.y - view.y, inside.x - view.x
         after = (
             view.height - inside.height - before[0],
@@ -246,6 +288,16 @@ def _read_row(
 def _columns(x: int, ratio: int, lattice: Lattice) -> slice:
     """What the window whose core begins at target column x reads of a row, which has its halo."""
     return slice(x // ratio, (x + lattice.window) // ratio)
+
+
+def _without_data(
+    row: Mapping[str, NDArray[Any]], name: str, lattice: Lattice
+) -> NDArray[np.bool_]:
+    """(core, x, band): where an input has no data, without the halo, on the target's grid."""
+    ratio, halo = lattice.ratios[name], lattice.halo
+    pixels = row[name][halo // ratio : (halo + lattice.core) // ratio]
+    empty = pixels[:, halo // ratio : -(halo // ratio) or None] == NO_DATA
+    return np.asarray(empty.repeat(ratio, axis=0).repeat(ratio, axis=1))
 
 
 def _has_data(row: Mapping[str, NDArray[Any]], x: int, lattice: Lattice) -> bool:

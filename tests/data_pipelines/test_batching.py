@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import batching, datasets, tfrecord, transforms
+from data_pipelines import batching, datasets, store, transforms
 from data_pipelines.batching import BatchError
 from data_pipelines.spec import DataError, DatasetSpec, TensorSpec
 
@@ -235,7 +235,7 @@ def test_a_step_costs_its_window_not_the_data_set(monkeypatch: pytest.MonkeyPatc
 def test_each_patch_is_in_exactly_one_slice(
     world_size: int, local_batch: int, seed: int, epoch: int
 ) -> None:
-    chosen = batching.indices(1000, seed, epoch, 1, world_size * local_batch)
+    chosen = batching.indices(1024, seed, epoch, 1, world_size * local_batch)
     slices = [batching.rank_slice(chosen, rank, world_size) for rank in range(world_size)]
     assert all(len(part) == local_batch for part in slices)
     assert np.concatenate(slices).tolist() == chosen.tolist()
@@ -424,8 +424,8 @@ def test_a_damaged_shard_is_named_after_tf_data(tmp_path: pathlib.Path) -> None:
         )
         for row in rows
     )
-    tfrecord.write(tmp_path / "d", SPEC, patches)
-    opened = tfrecord.open_source(tmp_path / "d", "train")
+    store.write(tmp_path / "d", SPEC, patches)
+    opened = store.open_source(tmp_path / "d", "train")
     assert_equal(as_list(build(opened, 1, 2))[0], as_list(build(source, 1, 2))[0])
     path = tmp_path / "d" / "train-00000.tfrecord"
     data = bytearray(path.read_bytes())

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import pytest
 
-from data_pipelines import convert, synthetic, tfrecord
+from data_pipelines import convert, store, synthetic
 from data_pipelines.spec import DataError
 from kerass2 import cli, evaluate, inputs, metrics, models
 from strategies.cluster import Cluster
@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     everything = convert.convert(
         lambda: convert.open_all([source]), folder / "all", "superres_20m", only_split="test"
     ).folder
-    test = tfrecord.open_source(everything, "test")
+    test = store.open_source(everything, "test")
     batch = test.read(range(0, 13 * 2, 2))
     examples = [
         (
@@ -45,8 +45,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         )
         for i in range(13)
     ]
-    facts = tfrecord.read_manifest(everything).provenance
-    return tfrecord.write(folder / "d", test.spec, examples, splits=["train"], provenance=facts)
+    facts = store.read_manifest(everything).provenance
+    return store.write(folder / "d", test.spec, examples, splits=["train"], provenance=facts)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def rmse(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def test_rmse_equals_the_formula_with_opencv_and_the_model(
     model: keras.Model, data: pathlib.Path
 ) -> None:
-    source = tfrecord.open_source(data, "test")
+    source = store.open_source(data, "test")
     found = evaluate.evaluate_model(model, source, single())
     batch = source.read(range(11))
     given = {name: values / np.float32(1e4) for name, values in batch["inputs"].items()}
@@ -132,7 +132,7 @@ class Rank(SingleStrategy):
 def test_any_number_of_ranks_and_any_batch_gives_the_same(
     model: keras.Model, data: pathlib.Path, ranks: int, global_batch: int | None
 ) -> None:
-    source = tfrecord.open_source(data, "test")
+    source = store.open_source(data, "test")
     expected = flat(evaluate.evaluate_model(model, source, single()))
     sums: list[np.ndarray] = []
     for rank in range(ranks):
@@ -148,7 +148,7 @@ def test_any_number_of_ranks_and_any_batch_gives_the_same(
 def test_data_of_another_task_names_both_specs(data: pathlib.Path) -> None:
     other = models.build("dsen2", filters=8, blocks=1, task="superres_60m")
     with pytest.raises(DataError) as caught:
-        evaluate.evaluate_model(other, tfrecord.open_source(data, "test"), single())
+        evaluate.evaluate_model(other, store.open_source(data, "test"), single())
     assert "superres_60m: gsd10 B02,B03,B04,B08" in str(caught.value)
     assert "superres_20m: input gsd10 32x32x4" in str(caught.value)
 
@@ -164,7 +164,7 @@ def test_damaged_record_is_named(
     content[-100] ^= 1
     shard.write_bytes(content)
     with pytest.raises(DataError, match=r"test-00000\.tfrecord, record 10"):
-        evaluate.evaluate_model(model, tfrecord.open_source(broken, "test"), single())
+        evaluate.evaluate_model(model, store.open_source(broken, "test"), single())
 
 
 Run = Callable[..., tuple[int, str, str]]
@@ -297,6 +297,6 @@ def test_two_real_ranks_give_the_same_numbers(
         timeout=180,
     )
     assert done.returncode == 0, done.stderr
-    expected = evaluate.evaluate_model(model, tfrecord.open_source(data, "test"), single())
+    expected = evaluate.evaluate_model(model, store.open_source(data, "test"), single())
     assert flat(json.loads(done.stdout)) == pytest.approx(flat(expected), rel=2e-6)
     assert json.loads((workdir / "evaluation.json").read_text()) == json.loads(done.stdout)

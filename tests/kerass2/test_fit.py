@@ -20,6 +20,8 @@ import time
 import numpy as np
 import pytest
 
+from data_pipelines import synthetic
+from data_pipelines.spec import DataError
 from kerass2 import checkpoint, config, evaluate
 from kerass2.fit import fit as run_fit
 from kerass2.job import check
@@ -339,6 +341,46 @@ def test_resume_refuses_other_data(trained, run_command, prepared, granule_folde
     assert result.returncode == 1
     assert f"{workdir} was begun with other data" in result.stderr
     assert (workdir / "model.keras").exists()
+
+
+@pytest.mark.parametrize("strategy", ["single", "multiworker"])
+def test_a_product_trains_as_what_is_prepared_of_it(
+    trained, run_command, granule_folder, tmp_path, strategy
+):
+    """It fits into the buffer, so that the order is the same, too."""
+    workdir, cache = tmp_path / "w", {"KERASS2_CACHE": str(tmp_path / "cache")}
+    chosen = ("--strategy", strategy)
+    result = fit(run_command, granule_folder, workdir, "--steps", 12, *chosen, **cache)
+    assert result.returncode == 0, result.stderr
+    assert f"{granule_folder}, cut as it is read (SYNTHETIC: MADE UP" in result.stdout
+    assert len(list((tmp_path / "cache" / "surveys").iterdir())) == 1
+    expected = weights(trained(strategy)[0])
+    assert np.linalg.norm(weights(workdir) - expected) / np.linalg.norm(expected) <= 1e-6
+    if strategy == "single":
+        scores = run_command("evaluate", workdir, "--json", **cache)
+        assert scores.returncode == 0, scores.stderr
+        found = json.loads(scores.stdout)
+        assert found["synthetic"] is True
+        assert found["data"] == str(granule_folder)
+        assert found["patches"] > 0
+
+
+def test_a_product_that_has_changed_is_other_data(granule_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERASS2_CACHE", str(tmp_path / "cache"))
+    product = shutil.copytree(granule_folder, tmp_path / "product")
+    experiment = config.override(config.load("dsen2_20m_compact"), ["run.global_batch=4"])
+    arguments = {"overwrite": False, "max_seconds": math.inf}
+    job = check(experiment, str(product), tmp_path / "w", resume=False, **arguments)
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "data.json").write_text(json.dumps(job.describe_data()))
+    again = check(experiment, None, tmp_path / "w", resume=True, **arguments)
+    assert again.data.digest == job.data.digest
+    assert again.data.path == product
+    other = synthetic.write_granule(tmp_path / "other", 768, seed=4)
+    with pytest.raises(DataError, match="was begun with other data"):
+        check(experiment, str(other), tmp_path / "w", resume=True, **arguments)
+    with pytest.raises(DataError, match="not of a known kind"):
+        check(experiment, str(tmp_path / "cache"), tmp_path / "v", resume=False, **arguments)
 
 
 def test_a_resumed_run_drops_what_its_old_weights_made(trained, run_command, prepared, tmp_path):

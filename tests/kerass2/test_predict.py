@@ -16,8 +16,8 @@ import pytest
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
-from data_pipelines import geotiff, sample, sentinel2, synthetic
-from data_pipelines.granule import Granule, build_cube, open_granules
+from data_pipelines import geotiff, sample, sentinel2, synthetic, synthetic_product
+from data_pipelines.granule import Granule, build_cube, open_granule, open_granules
 from data_pipelines.spec import DataError
 from kerass2 import cli, models, predict
 
@@ -176,6 +176,66 @@ def test_command_on_geotiffs(run: Run, model_file: pathlib.Path, tmp_path: pathl
     assert err == f"error: {output}: exists; give --overwrite to replace it\n"
 
 
+def reflectance(file: rasterio.DatasetReader) -> np.ndarray:
+    """What a user of GDAL gets: value * scale + offset, NaN where there is no data."""
+    values = file.read(masked=True).astype(np.float64)
+    scales, offsets = (np.array(v)[:, None, None] for v in (file.scales, file.offsets))
+    return (values * scales + offsets).filled(np.nan)
+
+
+def test_dn_with_an_offset_come_out_as_they_came_in(
+    model: keras.Model, tmp_path: pathlib.Path
+) -> None:
+    cubes = pixels(low=1)
+    cubes["gsd20"][2, 5:9, 7:30] = 0
+    # The same ground as after processing baseline 04.00, and with another quantification.
+    later = {
+        name: np.where(cube > 0, cube + 1000, 0).astype(np.uint16) for name, cube in cubes.items()
+    }
+    offset = granule_of(later)
+    for cube in offset.cubes.values():
+        number = len(cube.band)
+        cube.attrs |= {"offset": (-1000.0,) * number, "quantification": (10000.0,) * number}
+    plain = predict.predict_granule(model, granule_of(cubes))
+    found = predict.predict_granule(model, offset)
+    assert found.attrs["offset"] == (-1000.0,) * 6
+    expected = plain.values.astype(int) + 1000
+    expected[plain.values == 0] = 0
+    inside = plain.values != 1  # dark ones are clipped without the offset only
+    np.testing.assert_array_equal(found.values[inside], expected[inside])
+    np.testing.assert_array_equal(found.values == 0, plain.values == 0)
+
+    for name, granule in {"plain": granule_of(cubes), "offset": offset}.items():
+        predict.write_prediction(model, granule, tmp_path / f"{name}.tif")
+    with (
+        warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
+        rasterio.open(tmp_path / "plain.tif") as one,
+        rasterio.open(tmp_path / "offset.tif") as other,
+    ):
+        assert (one.scales, one.offsets) == ((1.0,) * 6, (0.0,) * 6)
+        np.testing.assert_allclose(
+            reflectance(other)[inside], reflectance(one)[inside] / 1e4, atol=1e-9
+        )
+
+
+def test_a_product_after_baseline_04(
+    run: Run, model: keras.Model, model_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    cubes = synthetic.build_cubes(120)
+    product = synthetic_product.write_product(tmp_path, cubes, baseline="04.00", offset=-1000)
+    output = tmp_path / "out.tif"
+    code, out, err = run(model_file, product, "-o", output)
+    assert code == 0, err
+    assert "THE INPUT IS SYNTHETIC" in err
+    assert "120 x 120 px" in out
+    expected = predict.predict_granule(model, granule_of({k: cubes[k] for k in ("gsd10", "gsd20")}))
+    with rasterio.open(output) as file:
+        assert file.offsets == pytest.approx((-0.1,) * 6)
+        assert file.tags()["SOURCE"].startswith("S2A_MSIL1C_")
+        assert file.crs.to_epsg() == 32632
+        assert np.abs(reflectance(file) * 1e4 - expected.values).max() <= 1.01
+
+
 @pytest.mark.parametrize("offline", [False, True])
 def test_made_up_pixels_are_said_so(
     offline: bool,
@@ -261,14 +321,16 @@ def test_bad_input_is_one_line_and_exit_1(
     assert not output.exists()
 
 
-def test_several_granules_are_refused(tmp_path: pathlib.Path) -> None:
+def test_several_granules_are_refused(
+    run: Run, model_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     cubes = {**pixels(24, 36), "gsd60": np.full((2, 4, 6), 900, np.uint16)}
     arrays = {f"im{gsd}": cubes[f"gsd{gsd}"] for gsd in (10, 20, 60)}
     names = {f"bands{gsd}": np.array(sentinel2.bands_at(gsd)) for gsd in (10, 20, 60)}
     for name in "ab":
         np.savez(tmp_path / f"{name}.npz", **arrays, **names)
-    with pytest.raises(DataError, match=r"several granules \(a, b, \.\.\); name one"):
-        predict.open_granule(tmp_path)
+    code, _, err = run(model_file, tmp_path, "-o", tmp_path / "out.tif")
+    assert (code, err) == (1, f"error: {tmp_path}: several granules: a, b; expected one\n")
 
 
 def test_failure_half_way_leaves_no_file(tmp_path: pathlib.Path) -> None:
@@ -310,7 +372,7 @@ def test_real_bigearthnet_patch(
 
 @pytest.mark.shared_data
 def test_real_scene_keeps_the_mean(shared_data: pathlib.Path, model: keras.Model) -> None:
-    granule = predict.open_granule(shared_data / "sr_scenes" / "L2A_hydro_patch_0.npz")
+    granule = open_granule(shared_data / "sr_scenes" / "L2A_hydro_patch_0.npz")
     found = predict.predict_granule(model, granule)
     lowres = granule.cubes["gsd20"].values
     assert found.shape == (6, 252, 252)

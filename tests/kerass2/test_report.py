@@ -127,10 +127,10 @@ def picture(attributes: dict[str, str | None]) -> np.ndarray:
 
 
 def test_panels_show_the_right_pixels_with_one_stretch(workdir: pathlib.Path, page: Page) -> None:
-    from data_pipelines import tfrecord
+    from data_pipelines import store
 
     data = json.loads((workdir / "data.json").read_text())["data"]
-    source = tfrecord.open_source(data, "test")
+    source = store.open_source(data, "test")
     batch = source.read([0])
     bands = list(source.spec.targets["superres_20m"].bands)
     chosen = [bands.index(band) for band in ("B12", "B8A", "B05")]

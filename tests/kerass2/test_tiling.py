@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import math
 
+import dask.array
 import keras
 import numpy as np
 import pytest
@@ -226,6 +229,61 @@ def test_windows_without_data_are_zero_and_not_computed() -> None:
     assert seen == [2, 2], "windows 0 and 1 of each row touch data, window 2 does not"
     assert sum(advanced) == 6
     assert not np.concatenate(strips)[:, 64:].any()
+
+
+@pytest.mark.parametrize("chunk", [(24, 96), (18, 30), (6, 96), (64, 18)])
+def test_chunks_of_a_lazy_cube_are_read_once(chunk: tuple[int, int]) -> None:
+    cubes, read = granule(64, 96), collections.Counter()
+
+    def block(key: str, block_info: dict) -> np.ndarray:
+        (_, _), (y, y_stop), (x, x_stop) = block_info[None]["array-location"]
+        read[key, y, x] += 1
+        return cubes[key][:, y:y_stop, x:x_stop]
+
+    lazy = {}
+    for name, cube in cubes.items():
+        sizes = [(len(cube),), *(c // RATIOS[name] for c in chunk)]
+        lazy[name] = dask.array.map_blocks(
+            functools.partial(block, name),
+            chunks=dask.array.core.normalize_chunks(sizes, cube.shape),
+            dtype=np.uint16,
+            meta=np.empty((0, 0, 0), np.uint16),
+        )
+    lattice = tiling.Lattice(12, 4, RATIOS)
+    found, expected = (
+        np.concatenate(
+            list(
+                tiling.predict_strips(
+                    lambda inputs: {"out": inputs["gsd10"]},
+                    given,
+                    lattice,
+                    target="out",
+                    num_bands=4,
+                )
+            )
+        )
+        for given in (lazy, cubes)
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert set(read.values()) == {1}
+    assert len(read) == sum(cube.numblocks[1] * cube.numblocks[2] for cube in lazy.values())
+
+
+def test_no_data_of_one_input_can_be_kept() -> None:
+    cubes = granule(20, 28)
+    cubes["gsd20"] = cubes["gsd20"][:4]
+    cubes["gsd20"][1, 3:5, 2:9] = 0
+    strips = tiling.predict_strips(
+        lambda inputs: {"out": inputs["gsd10"]},
+        cubes,
+        tiling.Lattice(8, 2, RATIOS),
+        target="out",
+        num_bands=4,
+        missing="gsd20",
+    )
+    found = np.concatenate(list(strips))
+    empty = (cubes["gsd20"] == 0).repeat(2, axis=1).repeat(2, axis=2).transpose(1, 2, 0)
+    np.testing.assert_array_equal(np.isnan(found), empty)
 
 
 def test_not_finite_is_an_error() -> None:
