@@ -35,7 +35,7 @@ DISTRIBUTED = ("horovod", "multiworker")
 @click.option("--experiment", default="superres_20m", show_default=True, help="Whose model.")
 @click.option(
     "--batch",
-    default=16,
+    default=64,
     type=click.IntRange(min=1),
     show_default=True,
     help="Patches a step and rank; the paper has 128.",
