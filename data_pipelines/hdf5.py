@@ -103,7 +103,7 @@ class ShardWriter:
         self._file["patch_id"] = np.array(self._names, text)
         self._file.close()
         descriptor.sync(self._folder / self._name)
-        return Shard((File.of(self._folder, self._name),), tuple(self._crcs))
+        return Shard((File.of(self._folder, self._name),), self._crcs)
 
     def abandon(self) -> None:
         """Close the file without counting it."""

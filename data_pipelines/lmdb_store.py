@@ -144,7 +144,7 @@ class ShardWriter:
         self.abandon()
         descriptor.sync(path)
         found = File.of(self._folder, f"{self._name}/{DATA}")
-        return Shard((found,), tuple(self._crcs), offsets, tuple(self._keys))
+        return Shard((found,), self._crcs, offsets, tuple(self._keys))
 
     def _find_values(self, path: pathlib.Path) -> tuple[int, ...]:
         """First byte of each record's value in the finished file, in the order of writing.

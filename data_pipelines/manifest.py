@@ -6,6 +6,7 @@ which adds what formats lack: the spec, counts, checksums, and where each record
 
 from __future__ import annotations
 
+import array
 import contextlib
 import dataclasses
 import json
@@ -13,10 +14,11 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import google_crc32c
+import numpy as np
 
 from data_pipelines import files
 from data_pipelines import spec as contracts
@@ -95,10 +97,10 @@ class Shard:
 
     files: tuple[File, ...]
     """What it consists of, the main one first."""
-    crcs: tuple[int, ...]
-    """record.record_crc of each record."""
-    offsets: tuple[int, ...] = ()
-    """First byte of each record in the first file; TFRecord and LMDB."""
+    crcs: Sequence[int]
+    """record.record_crc of each record; kept as an array of 4 bytes each."""
+    offsets: Sequence[int] = ()
+    """First byte of each record in the first file; TFRecord and LMDB. An array of 8 bytes each."""
     keys: tuple[str, ...] = ()
     """Key of each record; LMDB only, whose file has them sorted."""
 
@@ -109,8 +111,11 @@ class Shard:
         for name, values in (("offsets", self.offsets), ("keys", self.keys)):
             if values and len(values) != len(self.crcs):
                 raise DataError(f"{self.name}: {len(values)} {name} for {len(self.crcs)} records")
+        # A data set may have millions of records: a Python object for each would be felt.
+        object.__setattr__(self, "crcs", array.array("I", self.crcs))
+        object.__setattr__(self, "offsets", array.array("q", self.offsets))
         size = self.files[0].num_bytes
-        if any(not 0 <= offset < size for offset in self.offsets):
+        if self.offsets and not 0 <= min(self.offsets) <= max(self.offsets) < size:
             raise DataError(f"{self.name}: an offset outside its {size} bytes")
 
     @property
@@ -132,14 +137,14 @@ class Shard:
         return dataclasses.replace(self, files=files)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types, for the manifest."""
+        """Plain types, for the manifest; numbers as hexadecimal digits, see to_hex."""
         values: dict[str, Any] = {
             "files": [file.to_json() for file in self.files],
             "count": self.count,
-            "crc32c": list(self.crcs),
+            "crc32c": to_hex(self.crcs, 4),
         }
         if self.offsets:
-            values["offsets"] = list(self.offsets)
+            values["offsets"] = to_hex(self.offsets, 8)
         return {**values, "keys": list(self.keys)} if self.keys else values
 
     @classmethod
@@ -147,8 +152,8 @@ class Shard:
         """The inverse of to_json."""
         shard = cls(
             tuple(map(File.from_json, values["files"])),
-            tuple(map(int, values["crc32c"])),
-            tuple(map(int, values.get("offsets", ()))),
+            from_hex(values["crc32c"], 4),
+            from_hex(values.get("offsets", ""), 8),
             tuple(map(str, values.get("keys", ()))),
         )
         if shard.count != values["count"]:
@@ -190,6 +195,17 @@ class Manifest:
             for file in shard.files:
                 file.check_size(folder)
         return self.splits[split]
+
+
+def to_hex(numbers: Sequence[int], num_bytes: int) -> str:
+    """Numbers as one text of hexadecimal digits, 2 a byte, the highest first, without gaps."""
+    return np.asarray(numbers, f">u{num_bytes}").tobytes().hex()
+
+
+def from_hex(text: str, num_bytes: int) -> Sequence[int]:
+    """The inverse of to_hex; raises ValueError or TypeError for anything else."""
+    numbers: list[int] = np.frombuffer(bytes.fromhex(text), f">u{num_bytes}").tolist()
+    return numbers
 
 
 def read(folder: Path, formats: Collection[str]) -> Manifest:
@@ -240,8 +256,7 @@ def write(folder: pathlib.Path, manifest: Manifest) -> None:
         "extra": [file.to_json() for file in manifest.extra],
         "provenance": manifest.provenance,
     }
-    # Lists of numbers on one line: a line for each offset would bury the rest. (A JSON string has
-    # no raw newline, so the pattern finds lists only.)
+    # Shapes on one line. (A JSON string has no raw newline, so the pattern finds lists only.)
     text = contracts.json_text({**values, "crc32c": checksum(values)})
     text = re.sub(r"\[\n[\d,\s]+\]", lambda found: " ".join(found[0].split()), text)
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:

@@ -71,7 +71,7 @@ class ShardWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         file = File(self._name, self.num_bytes, self._crc)
-        return Shard((file,), tuple(self._crcs), tuple(self._offsets))
+        return Shard((file,), self._crcs, self._offsets)
 
     def abandon(self) -> None:
         """Close the file without counting it."""

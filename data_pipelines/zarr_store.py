@@ -87,7 +87,7 @@ class ShardWriter:
         for name in set(names) - known:
             descriptor.sync(self._folder / name)
         small = [File.of(self._folder, name) for name in names if name not in known]
-        return Shard((*data, *small), tuple(self._crcs))
+        return Shard((*data, *small), self._crcs)
 
     def abandon(self) -> None:
         """Close the files without counting them."""

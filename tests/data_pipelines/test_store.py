@@ -650,12 +650,14 @@ def test_errors_name_file_found_and_expected(copy: pathlib.Path) -> None:
     "change",
     [
         {"count": 4},
-        {"crc32c": ["no number"] * 20},
+        {"crc32c": "no number"},
+        {"crc32c": [1] * 20},
+        {"crc32c": "00" * 79},
         {"files": []},
         {"files": [{"file": "../train-00000", "bytes": 1, "crc32c": "0"}]},
         {"files": [{"file": "/etc/passwd", "bytes": 1, "crc32c": "0"}]},
         {"files": [{"file": "train-00000", "bytes": 1, "crc32c": "no number"}]},
-        {"offsets": [0]},
+        {"offsets": "0" * 16},
         {"keys": ["a"]},
     ],
 )

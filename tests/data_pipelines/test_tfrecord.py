@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from store_cases import SPEC, TEST, TRAIN, assert_is, make_example, make_examples, rewrite
 
-from data_pipelines import example_proto, store, tfrecord
+from data_pipelines import example_proto, manifest, store, tfrecord
 from data_pipelines.spec import DataError
 
 SOME_FILE = settings(
@@ -148,13 +148,13 @@ def change_first_shard(copy: pathlib.Path, **changes: Any) -> None:
     "offsets", [[5, 434, 868, 1302], [0, 868, 434, 1302], [0, 434, 434, 1302], []]
 )
 def test_offsets_that_do_not_rise_are_refused(copy: pathlib.Path, offsets: list[int]) -> None:
-    change_first_shard(copy, offsets=offsets)
+    change_first_shard(copy, offsets=manifest.to_hex(offsets, 8))
     with pytest.raises(DataError, match=r"train-00000\.tfrecord: the offsets of its 4 records in"):
         store.open_source(copy, "train")
 
 
 def test_offsets_outside_the_file_are_refused(copy: pathlib.Path) -> None:
-    change_first_shard(copy, offsets=[0, 434, 868, 10**9])
+    change_first_shard(copy, offsets=manifest.to_hex([0, 434, 868, 10**9], 8))
     with pytest.raises(DataError, match=r"json: .*train-00000\.tfrecord: an offset outside"):
         store.open_source(copy, "train")
 
@@ -162,7 +162,7 @@ def test_offsets_outside_the_file_are_refused(copy: pathlib.Path) -> None:
 @pytest.mark.parametrize("second", [1, 11, 15, 16, 400])
 def test_offsets_between_records_are_refused(copy: pathlib.Path, second: int) -> None:
     offsets = store.read_manifest(copy).splits["train"][0].offsets
-    change_first_shard(copy, offsets=[0, second, *offsets[2:]])
+    change_first_shard(copy, offsets=manifest.to_hex([0, second, *offsets[2:]], 8))
     with pytest.raises(DataError, match=r"train-00000\.tfrecord, record 0: "):
         store.open_source(copy, "train").read([0])
 
@@ -184,7 +184,7 @@ def test_a_record_that_is_no_example_is_refused(copy: pathlib.Path) -> None:
     path = copy / "train-00000.tfrecord"
     path.write_bytes(record)
     file = {"file": path.name, "bytes": len(record), "crc32c": "0"}
-    change_first_shard(copy, count=1, offsets=[0], crc32c=[0], files=[file])
+    change_first_shard(copy, count=1, offsets="0" * 16, crc32c="0" * 8, files=[file])
     with pytest.raises(DataError, match=r"train-00000\.tfrecord, record 0: not an example of"):
         store.open_source(copy, "train").read([0])
 
