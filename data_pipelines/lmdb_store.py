@@ -177,9 +177,6 @@ class ShardWriter:
 class Reader:
     """The shards of one split. Safe to share between threads and across fork."""
 
-    # The store compares the CRC of each record.
-    checks_records = False
-
     def __init__(self, folder: pathlib.Path, spec: DatasetSpec, shards: Sequence[Shard]) -> None:
         """Opens nothing yet.
 
@@ -233,7 +230,7 @@ class _Layout:
             for key, names in tensor_names(spec).items():
                 for band, name in enumerate(names):
                     self._add(header, key, name, band if names != (key,) else None, tensors[key])
-            self.num_bytes = len(head) + max(v["data_offsets"][1] for v in header.values())
+            self.num_bytes = len(head) + max(int(v["data_offsets"][1]) for v in header.values())
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise DataError(f"{where}: not safetensors of {spec.task}: {error!r}") from None
 
@@ -244,7 +241,10 @@ class _Layout:
         wanted = tensor.shape if band is None else tensor.shape[:-1]
         if dtype != record.stored_type(tensor) or shape != wanted:
             raise ValueError(f"{name} is {dtype} {shape}, expected {tensor.dtype} {wanted}")
-        start = len(self._head) + int(found["data_offsets"][0])
+        start, end = map(int, found["data_offsets"])
+        if start < 0 or end - start != dtype.itemsize * int(np.prod(shape)):
+            raise ValueError(f"{name} lies from byte {start} to {end}")
+        start += len(self._head)
         self._parts.append((key, slice(None) if band is None else band, dtype, shape, start))
 
     def decode(self, data: bytes, rows: dict[str, NDArray[Any]], row: int, where: str) -> None:

@@ -51,9 +51,6 @@ class Located:
 class LocatedReader:
     """The shards of one split. Safe to share between threads and across fork."""
 
-    # The store compares the CRC of each record.
-    checks_records = False
-
     def __init__(
         self,
         folder: pathlib.Path,

@@ -83,9 +83,6 @@ class ShardWriter:
 class Reader:
     """The shards of one split. Safe to share between threads and across fork."""
 
-    # The CRCs of TFRecord's frames.
-    checks_records = True
-
     def __init__(self, folder: pathlib.Path, spec: DatasetSpec, shards: Sequence[Shard]) -> None:
         """Opens nothing yet.
 
@@ -127,7 +124,7 @@ class Reader:
     ) -> list[tuple[dict[str, NDArray[Any]], str]]:
         """Arrays and patch id of the records first..last of one shard."""
         path, bounds = self._paths[shard], self._bounds[shard][first : last + 2]
-        data = self._open(path).read(int(bounds[0]), int(bounds[-1] - bounds[0]))
+        data = memoryview(self._open(path).read(int(bounds[0]), int(bounds[-1] - bounds[0])))
         examples = []
         ends = (bounds - bounds[0]).tolist()
         for number, (low, high) in enumerate(itertools.pairwise(ends), first):
@@ -199,7 +196,8 @@ def _unpack(path: pathlib.Path, count: int) -> Iterator[bytes]:
                 where = f"{path}, record {number}"
                 head = file.read(example_proto.HEADER_BYTES)
                 size = example_proto.frame_bytes(head, where)
-                yield example_proto.unframe(head + file.read(size - len(head)), size, where)
+                whole = head + file.read(size - len(head))
+                yield example_proto.unframe(memoryview(whole), size, where)
             where = f"{path}, after record {count - 1}"
             # The last read makes gzip compare its own length and CRC.
             if file.read(1):

@@ -720,3 +720,30 @@ def test_verify_finds_shards_that_changed_places(copy: pathlib.Path) -> None:
         store.verify(copy)
     with pytest.raises(DataError, match=r"train-0000[01]"):
         store.open_source(copy, "train").read(range(40))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("other", ["train-00001", "test-00000"])
+def test_shards_in_each_others_place_are_found_by_reading(
+    tmp_path: pathlib.Path, name: str, other: str
+) -> None:
+    """Of equal sizes, as real ones are: a test shard in training's place would be leakage."""
+    examples = [
+        (split, {**make_example(number), "patch_id": f"T32UMA/y{number:05d}"})
+        for split, numbers in (("train", range(4)), ("test", range(4, 6)))
+        for number in numbers
+    ]
+    writer = importlib.import_module(store.FORMATS[name]).ShardWriter(tmp_path, "other", SPEC)
+    size = 2 * writer.size("T32UMA/y00000")
+    writer.abandon()
+    folder = store.write(tmp_path / "d", SPEC, examples, file_format=name, shard_bytes=size)
+    suffix = SUFFIXES[name]
+    one, two = folder / f"train-00000{suffix}", folder / f"{other}{suffix}"
+    assert store.verify(folder) == {"train": 4, "test": 2}
+    one.rename(tmp_path / "aside")
+    two.rename(one)
+    (tmp_path / "aside").rename(two)
+    with pytest.raises(DataError, match=r"train-00000"):
+        store.open_source(folder, "train").read([0, 1])
+    with pytest.raises(DataError):
+        store.verify(folder)
