@@ -23,7 +23,7 @@ KERASS2_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kerass2
 .SHELLFLAGS := -ec
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint types bench bench-step clean clean-all
+.PHONY: help setup demo test test-slow lint types bench bench-pipeline bench-step clean clean-all
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
@@ -38,7 +38,7 @@ help:
 	@echo "make test        the tests, without those marked slow or gpu"
 	@echo "make test-slow   the tests marked slow"
 	@echo "make lint types  ruff; mypy"
-	@echo "make bench       every benchmark; make bench-step the training step alone"
+	@echo "make bench       every benchmark; make bench-step, make bench-pipeline one alone"
 	@echo "make clean       remove what builds and tools left; clean-all $(VENV) and $(DEMO_DIR)/ too"
 
 # --- environment ------------------------------------------------------------------------------------------
@@ -134,6 +134,9 @@ types: setup
 
 bench: setup
 	$(PY) -m benchmarks
+
+bench-pipeline: setup
+	$(PY) -m benchmarks pipeline
 
 bench-step: setup
 	$(PY) -m benchmarks step

@@ -24,7 +24,11 @@ PACKAGES = ("kerass2", "data_pipelines", "strategies", "benchmarks")
 COMMANDS = ("fit", "evaluate", "predict", "prepare", "report")
 LOCKED_EXTRAS = ("cpu", "io", "horovod", "dev")
 # Modules that are named otherwise than their distribution.
-DISTRIBUTIONS = {"google": "protobuf", "tensorflow": "tensorflow-cpu"}
+DISTRIBUTIONS = {
+    "google": "protobuf",
+    "skimage": "scikit-image",
+    "tensorflow": "tensorflow-cpu",
+}
 
 
 def setup_cfg() -> configparser.ConfigParser:

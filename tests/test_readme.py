@@ -1,7 +1,7 @@
 """The README's commands and its example, run as they stand.
 
 `make demo` (under both strategies) and `make test` themselves are run by .ci/run, in a clean clone:
-here they could only run each other. `python -m benchmarks step` is run by tests/benchmarks.
+here they could only run each other. `python -m benchmarks ...` is run by tests/benchmarks.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ def run(command: str, folder: pathlib.Path, **variables: str) -> subprocess.Comp
 @pytest.mark.horovod
 def test_the_tour(tmp_path):
     assert {command.split()[2] for command in TOUR} == {
-        f"kerass2.{name}" for name in ("prepare", "fit", "evaluate", "predict", "report")
+        f"kerass2.{name}" for name in ("prepare", "data", "fit", "evaluate", "predict", "report")
     }
     for command in TOUR:
         result = run(command, tmp_path)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
-    for name in ("data/manifest.json", "runs/one/model.keras", "runs/one/report.html", "sharp.tif"):
+    made = "data/manifest.json patches.png runs/one/model.keras runs/one/report.html sharp.tif"
+    for name in made.split():
         assert (tmp_path / name).is_file()
 
 
@@ -126,4 +127,5 @@ def test_make_help():
 def test_the_figures_are_made_by_commands_that_exist():
     (section,) = re.findall(r"^## How equal, how fast\n(.+?)^## ", README, re.MULTILINE | re.DOTALL)
     commands = set(re.findall(r"\| `([^`]+)` \|$", section, re.MULTILINE))
-    assert commands == {"make test", "make demo", "python -m benchmarks step"}
+    benchmarks = {f"python -m benchmarks {name}" for name in ("step", "pipeline")}
+    assert {"make test", "make demo"} < commands <= {"make test", "make demo"} | benchmarks

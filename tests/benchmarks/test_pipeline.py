@@ -1,0 +1,75 @@
+"""`python -m benchmarks pipeline` runs on little data and writes all; no time is judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import pipeline, pipeline_data
+from data_pipelines import store
+
+ROOT = pathlib.Path(__file__).parents[2]
+LITTLE = "--size 480 --tile 600 --batch 4 --rounds 1 --seconds 0.05 --count 20"
+
+
+def test_the_command_writes_every_part(tmp_path):
+    path = tmp_path / "pipeline.jsonl"
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "pipeline", *LITTLE.split(), "-o", str(path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    by_part = {what: [line for line in lines if line["what"] == what] for what in
+               dict.fromkeys(line["what"] for line in lines)}  # fmt: skip
+    cutting, reading, prepare, memory = by_part.values()
+    assert cutting[0]["what"] == "cutting over the direct way"
+    assert cutting[0]["difference_dn"] <= 1
+    assert cutting[0]["patches"] > 100
+    found = {(line["task"], line["ranks"], line["source"]) for line in reading}
+    assert found == {
+        (task, ranks, source)
+        for task in ("patches", "superres_20m")
+        for ranks in (1, 2)
+        for source in pipeline.READERS
+        if (task, source) != ("superres_20m", "geotiff")
+    }
+    for line in reading:
+        assert line["throughput"]["median"] > 0
+        assert ("over memory map" in line) == (line["source"] != "memory map")
+    assert prepare[0]["same"] is True
+    assert set(prepare[0]["resident_gib"]) == {"1", "2"}
+    assert {(line["format"], line["kind"]) for line in memory} == {
+        (name, kind) for name in store.FORMATS for kind in ("write", "read")
+    }
+    for line in cutting + prepare + memory:
+        assert line["ratio"]["median"] > 0
+
+
+@pytest.mark.parametrize("task", ["patches", "superres_20m"])
+def test_all_sources_hold_the_same_patches(tmp_path, task):
+    """What is compared has to be the same: the ceiling and people's files too."""
+    case = pipeline_data.make(tmp_path, task, 480, pipeline.READERS)
+    expected = store.open_source(case["sources"]["tfrecord"], "train")
+    order = [2, 0, 1]
+    batch = expected.read(order)
+    sources = {"memory map": pipeline_data.ArraySource(pathlib.Path(case["sources"]["memory map"]))}
+    if task == "patches":
+        folder = pathlib.Path(case["sources"]["geotiff"])
+        sources["geotiff"] = pipeline_data.GeoTIFFSource(folder, expected.spec)
+    for name, source in sources.items():
+        assert len(source) == len(expected) == case["count"]
+        found = source.read(order)
+        for group in ("inputs", "targets"):
+            assert set(found[group]) == set(batch[group]), name
+            for key, values in batch[group].items():
+                assert (found[group][key] == values).all(), name
