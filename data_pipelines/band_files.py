@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines import geotiff, sentinel2
 from data_pipelines.band_metadata import ASSUMED, NOTHING, Scale, read_metadata, rule
 from data_pipelines.granule import Granule, build_cube, check_nesting, plane_of
+from data_pipelines.safe_xml import OFFSET_BASELINE
 from data_pipelines.spec import DataError
 
 # Names that catalogues give to bands. Source: Earth Search's item assets (v1), and the STAC
@@ -39,6 +41,10 @@ COMMON_NAMES = {
 }
 # The band and, where it is said, the GSD at the end of a stem: "T33UUB_20170527T..._B02_10m".
 _STEM = re.compile(r"(?:^|_)(?P<band>B\d\d|B8A|SCL)(?:_(?P<gsd>[126]0)m)?$", re.IGNORECASE)
+
+
+class AssumedOffset(UserWarning):
+    """Nothing says the offset of the DN in a folder; it is taken to be 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +76,9 @@ def open_folder(path: pathlib.Path) -> Iterator[Granule]:
 
     Raises:
         DataError: a band missing, unreadable, of another type, or grids that do not nest.
+
+    Warns:
+        AssumedOffset: nothing says an offset.
     """
     candidates = find_files(path)
     facts, stated = read_metadata(path)
@@ -80,9 +89,20 @@ def open_folder(path: pathlib.Path) -> Iterator[Granule]:
         scale, told_by = stated.get(band) or stated.get(file.name) or (None, "")
         files[band] = dataclasses.replace(file, stated=scale, told_by=told_by)
     scene = str(facts.get("product") or path.resolve().name)
-    fallback = (rule(facts["baseline"]) if "baseline" in facts else None) or NOTHING
-    told_by = f"processing baseline {facts['baseline']}" if fallback is not NOTHING else ASSUMED
-    yield open_granule(path, files, scene=scene, facts=facts, fallback=(fallback, told_by))
+    by_rule = rule(facts["baseline"]) if "baseline" in facts else None
+    fallback = (NOTHING, ASSUMED)
+    if by_rule is not None:
+        fallback = (by_rule, f"processing baseline {facts['baseline']}")
+    granule = open_granule(path, files, scene=scene, facts=facts, fallback=fallback)
+    if ASSUMED in granule.facts["offset_from"]:
+        warnings.warn(
+            f"{path}: nothing says the offset of its DN (no product's XML, no STAC item, no scale "
+            f"and offset in the files, no processing baseline): taken to be 0, which is right "
+            f"before baseline {OFFSET_BASELINE} only",
+            AssumedOffset,
+            stacklevel=3,
+        )
+    yield granule
 
 
 def find_files(path: pathlib.Path) -> dict[str, list[BandFile]]:

@@ -102,6 +102,8 @@ def _read_tile(file: pathlib.Path) -> dict[str, str]:
         facts.setdefault("time", str(values["timestamp"]))
         tile = f"T{int(values['utmZone']):02d}{values['latitudeBand']}{values['gridSquare']}"
         facts.setdefault("tile", tile)
+    except RecursionError as error:
+        raise DataError(f"{file}: not readable as tileInfo.json: nested too deeply") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{file}: not readable as tileInfo.json: {error!r}") from error
     return facts

@@ -26,7 +26,11 @@ class Cloud:
         self._sums = np.zeros(0, np.int64)
 
     def share(self, window: Window) -> float:
-        """How much of the mask's pixels that a window touches is cloud [1]."""
+        """How much of the mask's pixels that a window touches is cloud [1].
+
+        Raises:
+            DataError: the window is not inside the mask.
+        """
         y = self._touched(window.y, window.height, self._shape[0])
         if self._at != y:
             rows = self._rows.read(*y)[0]
@@ -35,13 +39,15 @@ class Cloud:
             self._at = y
         x = self._touched(window.x, window.width, self._shape[1])
         pixels = (y[1] - y[0]) * (x[1] - x[0])
-        return float(self._sums[x[1]] - self._sums[x[0]]) / max(pixels, 1)
+        return float(self._sums[x[1]] - self._sums[x[0]]) / pixels
 
     def _touched(self, start: int, size: int, limit: int) -> tuple[int, int]:
         """First and last + 1 pixel of the mask."""
         first = math.floor(start * self._gsd / self._mask_gsd)
         last = math.ceil((start + size) * self._gsd / self._mask_gsd)
-        return min(first, limit), min(last, limit)
+        if first < 0 or last > limit:
+            raise DataError(f"a window at {start} of {size} px lies outside of its cloud mask")
+        return first, last
 
 
 def open_cloud(granule: Granule, gsd: int) -> Cloud:
@@ -52,12 +58,26 @@ def open_cloud(granule: Granule, gsd: int) -> Cloud:
         gsd: that of the windows' pixels [m].
 
     Raises:
-        DataError: it has neither.
+        DataError: it has neither, or the mask does not cover it.
     """
     for name in ("cloud", "scl"):
         if name in granule.masks:
+            _check_cover(granule, name)
             return Cloud(name, granule.masks[name], gsd)
     raise DataError(
         f"{granule.name}: no cloud mask, so patches cannot be chosen by cloud; found neither "
         "cloud nor scl"
     )
+
+
+def _check_cover(granule: Granule, name: str) -> None:
+    """Refuse a mask that ends before the granule does: ground without a mask is not clear."""
+    mask = granule.masks[name]
+    gsd = float(mask.attrs["gsd"])
+    found = mask.shape[0] * gsd, mask.shape[1] * gsd
+    expected = granule.shape[0] * 10, granule.shape[1] * 10
+    if found[0] < expected[0] or found[1] < expected[1]:
+        raise DataError(
+            f"{granule.name}: mask {name} covers {found[0]:g} x {found[1]:g} m; the granule has "
+            f"{expected[0]} x {expected[1]} m"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import cube, journal, manifest, partial, partition, parts, store, workers
-from data_pipelines.granule import Granule, open_granules
+from data_pipelines.granule import Granule, list_sources, open_granules
 from data_pipelines.manifest import Manifest
 from data_pipelines.parts import Part, Piece, Source
 from data_pipelines.placement import Placement, Survey, choose_stride, place, place_surveyed
@@ -93,14 +94,15 @@ def convert(
     """
     task = cube.find_task(task_name)
     target = pathlib.Path(folder).resolve()
+    partial.tidy(target)
     manifest.check_target(target, overwrite)
-    survey, pieces, failed = _survey(expand(sources), max_cloud)
+    survey, pieces, failed, stamps = _survey(expand(sources), max_cloud)
     if not survey.sites:
         raise DataError(_list(failed))
     placed = place_surveyed(survey, task, **options)
     spec = cube.build_spec(task, placed.size)
     facts = {**(provenance or {}), **placed.facts, "max_cloud": max_cloud, "format": file_format}
-    plan = _plan(placed, options, pieces, facts)
+    plan = _plan(placed, options, pieces, facts) | {partial.STAMPS: partial.shorten(stamps)}
     with partial.partial_folder(target, plan, overwrite=overwrite, resume=resume) as unfinished:
         job = parts.Job(str(unfinished), task_name, placed.size, file_format, max_cloud)
         done = _do_parts(job, spec, placed, pieces, processes, scheduler, advance)
@@ -149,7 +151,7 @@ def _do_parts(
     before, total = sum(weights[number] for number in done), len(placed.patches.split)
     advance(before, total)
     order = [n for n in partition.largest_first(weights) if n not in done and weights[n]]
-    found = workers.do_parts(
+    doing = workers.do_parts(
         job,
         order,
         build,
@@ -157,7 +159,9 @@ def _do_parts(
         scheduler=scheduler,
         advance=lambda more: advance(before + more, total),
     )
-    done |= {entry.number: entry for entry in found}
+    # Closed here, so that after an error no worker writes any more when the folder is let go.
+    with contextlib.closing(doing) as found:
+        done |= {entry.number: entry for entry in found}
     return [done[number] for number in sorted(done)]
 
 
@@ -170,33 +174,19 @@ def expand(
         return
     for source in sources:
         # Absolute, because a worker may have been started in another folder.
-        yield from map(str, _inside(pathlib.Path(source).absolute()))
-
-
-def _inside(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The sources in a folder of .npz scenes or of BigEarthNet patches; else the path itself."""
-    from data_pipelines import bigearthnet
-
-    if not path.is_dir() or (path / manifest.MANIFEST).is_file():
-        yield path
-        return
-    found = iter(sorted(path.glob("*.npz")))
-    first = next(found, None)
-    if first is None and not path.name.upper().endswith(".SAFE"):
-        found = bigearthnet.patch_folders(path)
-        first = next(found, None)
-    if first is None:
-        yield path
-    else:
-        yield first
-        yield from found
+        path = pathlib.Path(source).absolute()
+        try:
+            inside = list_sources(path)
+        except DataError:
+            inside = [path]  # opening it says the same, and the other sources are done
+        yield from map(str, inside)
 
 
 def _survey(
     sources: Iterable[Source], max_cloud: float | None
-) -> tuple[Survey, _Pieces, dict[str, str]]:
-    """Look at every granule once; no pixel is read."""
-    survey, pieces, failed = Survey(), _Pieces(), dict[str, str]()
+) -> tuple[Survey, _Pieces, dict[str, str], dict[str, str]]:
+    """Look at every granule once; no pixel is read. The last: sources and their stamps."""
+    survey, pieces, failed, stamps = Survey(), _Pieces(), dict[str, str](), dict[str, str]()
     for source in sources:
         granules = iter(source()) if callable(source) else _guarded(source)
         for index in itertools.count():
@@ -212,9 +202,15 @@ def _survey(
                     f"{granule.name}: no cloud mask, so patches cannot be chosen by cloud"
                 )
                 continue
-            survey.add(granule)
+            try:
+                survey.add(granule)
+            except DataError as error:
+                failed[granule.name if callable(source) else source] = f"{_name(source)}: {error}"
+                continue
             pieces.append((source, index, granule.name))
-    return survey, pieces, failed
+            if not callable(source) and source not in stamps:
+                stamps[source] = partial.stamp(source)
+    return survey, pieces, failed, stamps
 
 
 def _guarded(source: str) -> Iterator[Granule]:

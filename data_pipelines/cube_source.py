@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,6 +40,8 @@ BUFFER = 512 * 2**20
 REGIONS = 4
 # Granules are held open; an archive of thousands is better prepared once.
 MAX_GRANULES = 512
+# Of the checksum behind what is kept of a product.
+CRC_BYTES = 4
 
 Advance = Callable[[int, int], None]
 
@@ -94,7 +97,7 @@ def open_product(
     provenance = {"sources": [str(path)], **placed.facts, "max_cloud": max_cloud}
     chosen = {**options, **placed.facts, "task": task_name, "max_cloud": max_cloud}
     digest, stamp = fingerprint.of_product(path, granules, chosen)
-    file = None if cache is None else cache / f"{stamp}.npy"
+    file = None if cache is None else cache / f"{stamp}.usable"
     usable = None if file is None else _read_usable(file, len(placed.patches.split))
     if usable is None:
         usable = find_usable(granules, task, placed, max_cloud=max_cloud, advance=advance)
@@ -148,18 +151,25 @@ def find_usable(
 def _read_usable(file: pathlib.Path, number: int) -> NDArray[np.bool_] | None:
     """What _write_usable has kept; None where that is missing or damaged."""
     try:
-        packed = np.load(file, allow_pickle=False)
-        if packed.shape != (-(-number // 8),) or packed.dtype != np.uint8:
-            return None
-        return np.unpackbits(packed, count=number).astype(bool)
-    except (OSError, ValueError, EOFError):
+        content = file.read_bytes()
+    except OSError:
         return None
+    packed, crc = content[:-CRC_BYTES], content[-CRC_BYTES:]
+    if len(packed) != -(-number // 8) or crc != _crc(packed):
+        return None
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=number).astype(bool)
 
 
 def _write_usable(file: pathlib.Path, usable: NDArray[np.bool_]) -> None:
     """Keep the answer where that is possible: a folder that cannot be written costs only time."""
-    with contextlib.suppress(OSError), replacing(file) as temporary, temporary.open("wb") as out:
-        np.save(out, np.packbits(usable))
+    packed = np.packbits(usable).tobytes()
+    with contextlib.suppress(OSError), replacing(file) as temporary:
+        temporary.write_bytes(packed + _crc(packed))
+
+
+def _crc(packed: bytes) -> bytes:
+    """CRC-32C of the bits, as it stands behind them."""
+    return int(google_crc32c.value(packed)).to_bytes(CRC_BYTES, "little")
 
 
 class Product:

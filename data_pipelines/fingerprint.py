@@ -26,7 +26,8 @@ def of_product(
     """Two digests of a product and of how it is cut, 12 hexadecimal digits each.
 
     Args:
-        path: the product; files below it count by name inside it, size, beginning and end.
+        path: the product; files below it count by name inside it, size, beginning and end; with a
+            STAC item those of its assets that are files on this machine.
         granules: what was found in it; facts, grids and offsets count.
         options: JSON values; how patches are placed and chosen.
 
@@ -35,6 +36,8 @@ def of_product(
         it lies. The stamp is for this machine: of the place and the time of the last change, too.
     """
     files = [(_name(path, file), file) for file in _files(pathlib.Path(path))]
+    # By their last part: the item, which counts, says where they lie.
+    files += [(file.name, file) for file in _assets(pathlib.Path(path))]
     content = {
         "version": VERSION,
         "files": [(name, file.stat().st_size, _edges(file)) for name, file in files],
@@ -55,6 +58,13 @@ def _files(path: pathlib.Path) -> Iterator[pathlib.Path]:
         folders.sort()
         files = [pathlib.Path(folder, name) for name in sorted(names)]
         yield from (file for file in files if file.is_file())
+
+
+def _assets(path: pathlib.Path) -> list[pathlib.Path]:
+    """Files beside a STAC item that hold its bands; none of anything else."""
+    from data_pipelines import stac
+
+    return stac.local_files(path) if path.suffix.lower() == ".json" else []
 
 
 def _name(path: str | os.PathLike[str], file: pathlib.Path) -> str:

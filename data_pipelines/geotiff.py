@@ -22,8 +22,8 @@ from data_pipelines.windows import Window
 
 # The tag of a file whose pixels were made up, not measured.
 SYNTHETIC_TAGS = {"SYNTHETIC": "YES"}
-# GDAL's drivers of the formats that bands come in.
-DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "JP2Lura")
+# GDAL's drivers of the formats that bands come in; that of GeoTIFF reads COGs too.
+GEOTIFF, JP2 = "GTiff", "JP2OpenJPEG"
 
 GDALPath = str | pathlib.Path
 
@@ -226,7 +226,7 @@ def read_pixels(path: GDALPath, indexes: Any, window: Any = None) -> NDArray[Any
 
     with open_file(path) as file:
         try:
-            if file.driver == "JP2OpenJPEG":
+            if file.driver == JP2:
                 return _read_jp2(file, indexes, window)
             pixels: NDArray[Any] = file.read(indexes, window=window)
         except rasterio.errors.RasterioError as error:
@@ -308,26 +308,44 @@ def _read_block(
 def open_file(path: GDALPath) -> Iterator[Any]:
     """A rasterio dataset, GeoTIFF or JPEG 2000 only, for a `with` statement.
 
-    Other drivers (VRT) could lead to other files than the one named. No warning about a missing
-    transform, which is no fault here.
+    Other drivers (VRT) could lead to other files than the one named, so they never see it. No
+    warning about a missing transform, which is no fault here.
 
     Raises:
         DataError: not found, of another kind, or unreadable, also in the `with` statement: damaged
             names or a damaged CRS show when they are asked for.
     """
-    import rasterio
     from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 
-    kind = "JPEG 2000" if str(path).lower().endswith(".jp2") else "GeoTIFF"
+    jp2 = str(path).lower().endswith(".jp2")
+    kind = "JPEG 2000" if jp2 else "GeoTIFF"
     try:
         with warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning):
-            opened = rasterio.open(path)
+            opened = _open(path, (JP2, GEOTIFF) if jp2 else (GEOTIFF, JP2))
         with opened as file:
-            if file.driver not in DRIVERS:
-                raise DataError(f"{path}: not readable as {kind}: GDAL takes it for {file.driver}")
             yield file
     except (RasterioError, CRSError, UnicodeDecodeError) as error:
         local = not str(path).startswith("/vsi")
         missing = local and not pathlib.Path(path).exists()
         what = "not found" if missing else f"not readable as {kind}: {error}"
         raise DataError(f"{path}: {what}") from error
+
+
+def _open(path: GDALPath, drivers: tuple[str, str]) -> Any:
+    """rasterio.open by the first driver, or by the other where a name does not fit its bytes.
+
+    (rasterio.open, 1.4, takes one driver only, whatever its documentation says.)
+
+    Raises:
+        rasterio.errors.RasterioError: neither reads it; what the first one said.
+    """
+    import rasterio
+
+    first, second = drivers
+    try:
+        return rasterio.open(path, driver=first)
+    except rasterio.errors.RasterioIOError as error:
+        try:
+            return rasterio.open(path, driver=second)
+        except rasterio.errors.RasterioIOError:
+            raise error from None

@@ -271,6 +271,9 @@ def open_granules(path: str | os.PathLike[str]) -> Iterator[Granule]:
     path = pathlib.Path(path)
     if not path.exists():
         raise DataError(f"{path}: not found")
+    sources = list_sources(path)
+    if sources != [path]:
+        return itertools.chain.from_iterable(map(open_granules, sources))
     kind = _kind_of_file(path) if path.is_file() else _kind_of_folder(path)
     if kind is None:
         raise DataError(
@@ -285,10 +288,31 @@ def open_granules(path: str | os.PathLike[str]) -> Iterator[Granule]:
     return reader(path)
 
 
+def list_sources(path: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """What is opened by itself: the sources inside a folder of several, in order; else the path.
+
+    A folder's products, or its .npz scenes, or the BigEarthNet patches at or below it: the first of
+    these that it holds. Other folders are one source, or none: open_granules says which.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+    from data_pipelines import bigearthnet
+
+    path = pathlib.Path(path)
+    single = (path / "manifest.json").is_file() or (path / "data.mdb").is_file()
+    if single or not path.is_dir() or safe_files.is_product(path):
+        return [path]
+    try:
+        found = safe_files.list_products(path) or sorted(path.glob("*.npz"))
+        return found or list(bigearthnet.patch_folders(path)) or [path]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be listed: {error.strerror}") from error
+
+
 # Kind -> module and function that opens it, imported when it is asked for.
 READERS = {
     "product": ("data_pipelines.safe", "open_product"),
-    "products": ("data_pipelines.safe", "open_products"),
     "stac": ("data_pipelines.stac", "open_item"),
     "bands": ("data_pipelines.band_files", "open_folder"),
     "geotiff": ("data_pipelines.geotiff", "open_folder"),
@@ -320,8 +344,6 @@ def _kind_of_folder(path: pathlib.Path) -> str | None:
     kinds: dict[str, Callable[[], bool]] = {
         "product": lambda: safe_files.is_product(path),
         "bigearthnet_lmdb": lambda: holds("data.mdb"),
-        "products": lambda: bool(safe_files.list_products(path)),
-        "npz": lambda: holds("*.npz"),
         "bigearthnet": lambda: next(bigearthnet.patch_folders(path), None) is not None,
         "geotiff": lambda: bool(geotiff.find_files(path)),
         "bands": lambda: bool(band_files.find_files(path)),

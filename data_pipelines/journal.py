@@ -48,7 +48,7 @@ class Done:
 def read_entry(folder: pathlib.Path, number: int) -> Done | None:
     """What the journal says of a part; None if it must be done, again or at all.
 
-    A part with a granule that failed is done again: what was wrong may be mended.
+    A part with a granule that failed is done again: what was wrong may have passed.
     """
     try:
         done = Done.from_json(json.loads(_entry(folder, number).read_bytes()))

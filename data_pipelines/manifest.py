@@ -128,14 +128,6 @@ class Shard:
         """Number of records."""
         return len(self.crcs)
 
-    def renamed(self, name: str) -> Shard:
-        """The same under another name."""
-        files = tuple(
-            dataclasses.replace(f, name="/".join([name, *f.name.split("/")[1:]]))
-            for f in self.files
-        )
-        return dataclasses.replace(self, files=files)
-
     def to_json(self) -> dict[str, Any]:
         """Plain types, for the manifest; numbers as hexadecimal digits, see to_hex."""
         values: dict[str, Any] = {

@@ -80,16 +80,6 @@ def open_product(path: pathlib.Path | str, bands: Sequence[str] | None = None) -
         yield _open_tile(files, product, tile, wanted)
 
 
-def open_products(path: pathlib.Path) -> Iterator[Granule]:
-    """The granules of all products in a folder, .SAFE and zip, in the order of their names.
-
-    The first that is damaged ends it: to go on with the others, open each by itself
-    (safe_files.list_products).
-    """
-    for product in safe_files.list_products(path):
-        yield from open_product(product)
-
-
 def _open_tile(
     files: ProductFiles,
     product: safe_xml.Product,

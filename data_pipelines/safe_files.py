@@ -22,6 +22,8 @@ from data_pipelines.spec import DataError
 PRODUCT_XML = re.compile(r"MTD_MSIL(1C|2A)\.xml|S2[A-D]_(OPER|USER)_MTD_SAFL(1C|2A)_\w+\.xml")
 # The largest real ones (old products of 15 tiles) have a few MB; a bomb in a zip has more.
 LARGEST_XML = 32 * 2**20
+# The largest real images have 0.2 GB, the largest whole products about 8 GB.
+LARGEST_MEMBER = 4 * 2**30
 # What reading a zip may raise for damaged bytes.
 _ZIP_ERRORS: tuple[type[Exception], ...]
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
@@ -204,6 +206,10 @@ def _in_zip(path: pathlib.Path) -> ProductFiles:
             raise DataError(f"{path}: member {name!r} leads out of the zip's folder")
         if stat.S_ISLNK(member.external_attr >> 16) or member.flag_bits & 1:
             raise DataError(f"{path}: {name} is a link or encrypted; expected plain files")
+        if member.file_size > LARGEST_MEMBER:
+            raise DataError(
+                f"{path}: {name} has {member.file_size} bytes; expected {LARGEST_MEMBER} at most"
+            )
         if name in names:
             raise DataError(f"{path}: {name} is there twice; expected each name once")
         names.add(name)

@@ -27,8 +27,6 @@ SCHEMES = {
     "gs": "/vsigs/",
     "az": "/vsiaz/",
 }
-# First day of products of baseline 04.00.
-OFFSET_DAY = "2022-01-25"
 # Earth Search takes the offset out of its COGs, and says so. Older items have the second name.
 # Some items say so wrongly (github.com/Element84/earth-search, issues 66 and 71): their pixels
 # alone could tell, so facts["offset_from"] names what was believed.
@@ -38,11 +36,17 @@ _TILES = ("s2:mgrs_tile", "s2:tile_id", "grid:code", "mgrs:tile")
 
 
 def is_item(path: pathlib.Path) -> bool:
-    """Whether a file is JSON that calls itself a STAC item."""
+    """Whether a file is JSON that calls itself a STAC item.
+
+    Raises:
+        DataError: JSON that is nested too deeply to tell.
+    """
     try:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return False
+    except RecursionError as error:
+        raise DataError(f"{path}: not readable as a STAC item: nested too deeply") from error
     return isinstance(values, dict) and values.get("type") == "Feature" and "assets" in values
 
 
@@ -52,7 +56,8 @@ def open_item(path: pathlib.Path) -> Iterator[Granule]:
     Where the offset comes from, the first that says something: Earth Search's boa_offset_applied
     (true: none is left in its COGs); scale and offset of the asset (raster:bands, or the fields of
     STAC 1.1); scale and offset tags of the file; the processing baseline (-1000 from 04.00 on, as
-    every product states, else 0); a day before 2022-01-25 (0). facts["offset_from"] says which.
+    every product states, else 0). facts["offset_from"] says which. The day of sensing says nothing:
+    ESA's Collection 1 gave the offset to scenes back to 2015.
 
     Raises:
         DataError: no STAC item, a band missing, unreadable, of another grid or CRS than the item
@@ -72,6 +77,32 @@ def open_item(path: pathlib.Path) -> Iterator[Granule]:
     )
     _check(path, item, granule)
     yield granule
+
+
+def local_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """Files on this machine with the bands of an item, sorted; of those in a zip the zip.
+
+    Raises:
+        DataError: no STAC item.
+    """
+    item = _read(path)
+    with _refusing(path):
+        assets = [file for found in _find_bands(path, item).values() for file in found]
+    files = (_local(str(asset.path)) for asset in assets)
+    return sorted({file for file in files if file is not None})
+
+
+def _local(name: str) -> pathlib.Path | None:
+    """The file on this machine that GDAL reads for a name; None for one that is not there."""
+    inside = re.fullmatch(r"/vsi(?:zip|tar|gzip)/\{?([^{}]+)(?:\}.*)?", name)
+    if name.startswith("/vsi") and (not inside or inside[1].startswith("/vsi")):
+        return None
+    try:
+        file = pathlib.Path(inside[1] if inside else name)
+        parents = file.parents if inside else ()
+        return next((path for path in (file, *parents) if path.is_file()), None)
+    except (OSError, ValueError):
+        return None
 
 
 def read_scales(
@@ -99,6 +130,8 @@ def _refusing(path: pathlib.Path) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except RecursionError as error:
+        raise DataError(f"{path}: not readable as a STAC item: nested too deeply") from error
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not readable as a STAC item: {error!r}") from error
 
@@ -110,6 +143,8 @@ def _read(path: pathlib.Path) -> Any:
     try:
         values = json.loads(path.read_bytes())
         item = pystac.Item.from_dict(values, preserve_dict=False)
+    except RecursionError as error:
+        raise DataError(f"{path}: not readable as a STAC item: nested too deeply") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not readable as a STAC item: {error!r}") from error
     except (pystac.STACError, pystac.STACTypeError) as error:
@@ -210,8 +245,7 @@ def _fallback(facts: Mapping[str, Any]) -> tuple[Scale, str]:
     scale = band_metadata.rule(facts["baseline"]) if "baseline" in facts else None
     if scale is not None:
         return scale, f"processing baseline {facts['baseline']}"
-    known = str(facts.get("time", "9999")) < OFFSET_DAY
-    return band_metadata.NOTHING, f"a day before {OFFSET_DAY}" if known else band_metadata.ASSUMED
+    return band_metadata.NOTHING, band_metadata.ASSUMED
 
 
 def read_facts(item: Any) -> dict[str, Any]:
@@ -253,7 +287,10 @@ def _check(path: pathlib.Path, item: Any, granule: Granule) -> None:
         raise DataError(f"{path}: files in {found}; the item says {expected}")
     if band_metadata.ASSUMED in granule.facts["offset_from"]:
         raise DataError(
-            f"{path}: nothing tells the offset: found no scale and offset of the assets or in the "
-            f"files, and no s2:processing_baseline; expected one of them since {OFFSET_DAY} (it is "
-            f"{band_metadata.RULE_OFFSET:g} from baseline {safe_xml.OFFSET_BASELINE} on)"
+            f"{path}: nothing tells the offset: found no s2:processing_baseline, no raster:bands "
+            "with an offset, no earthsearch:boa_offset_applied, and no scale and offset in the "
+            f"files; expected one of them (the offset is {band_metadata.RULE_OFFSET:g} from "
+            f"baseline {safe_xml.OFFSET_BASELINE} on, to which ESA has brought scenes since 2015): "
+            "give the product itself (.SAFE), or add raster:bands with scale and offset to the "
+            "item's assets"
         )

@@ -121,29 +121,20 @@ def write_shards(
 
 
 def finish(folder: pathlib.Path, found: Manifest) -> Manifest:
-    """Give shards their final names, `<split>-00000...`, in order, and write the manifest.
+    """Let the format add what other readers need, and write the manifest.
+
+    Shards keep their names, so that one that fails here can be called again.
 
     Returns:
-        The manifest as written: with final names, and what the format added for other readers.
+        The manifest as written: with what the format added.
 
     Raises:
         DataError: the disk is full, or the folder not to be written to.
     """
-    module, splits = _module(found.format), {}
-    moves = []
-    for split, shards in found.splits.items():
-        names = [f"{split}-{number:05d}{module.SUFFIX}" for number in range(len(shards))]
-        moves += [(s.name, name) for s, name in zip(shards, names, strict=True) if s.name != name]
-        splits[split] = tuple(map(Shard.renamed, shards, names))
+    write_extra = getattr(_module(found.format), "write_extra", None)
     with _on_disk(folder):
-        # By way of a third name, because shards may change places.
-        for old, new in moves:
-            (folder / old).rename(folder / f".{new}")
-        for _, new in moves:
-            (folder / f".{new}").rename(folder / new)
-        write_extra = getattr(module, "write_extra", None)
-        extra = write_extra(folder, found.spec, splits) if write_extra else ()
-        final = dataclasses.replace(found, splits=splits, extra=tuple(extra))
+        extra = write_extra(folder, found.spec, found.splits) if write_extra else ()
+        final = dataclasses.replace(found, extra=tuple(extra))
         manifest.write(folder, final)
     return final
 

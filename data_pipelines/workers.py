@@ -6,7 +6,9 @@ import collections
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from data_pipelines import parts
@@ -20,6 +22,14 @@ INTERVAL = 0.5
 RETRIES = 3
 # Topic of the workers' progress.
 TOPIC = "kerass2-progress"
+# Seconds in which a given scheduler must have its first worker.
+JOINING = 30.0
+# Seconds in which workers must leave what they are at, after an error or an interruption.
+LEAVING = 20.0
+
+
+class _Cancelled(Exception):
+    """Nobody waits for this part any more."""
 
 
 def num_cores() -> int:
@@ -35,7 +45,7 @@ def do_parts(
     processes: int,
     scheduler: str | None = None,
     advance: Callable[[int], None] = lambda done: None,
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     """Do parts, each in one of several processes or, for one process, here.
 
     Args:
@@ -51,8 +61,8 @@ def do_parts(
         What came of each part, in the order in which they end.
 
     Raises:
-        DataError: the disk is full or not to be written to, the scheduler does not answer, or a
-            part's process has died again and again.
+        DataError: the disk is full or not to be written to, the scheduler does not answer or has
+            no workers, or a part's process has died again and again.
     """
     if processes == 1 and scheduler is None:
         before = 0
@@ -80,23 +90,43 @@ def _distribute(
 
     waiting, running = collections.deque(order), dict[Any, Part]()
     progress: dict[int, int] = {}
-    client.subscribe_topic(TOPIC, lambda event: _note(progress, event[1]))
-    while waiting or running:
-        free = max(sum(client.nthreads().values()), 1) - len(running)
-        for _ in range(min(free, len(waiting))):
-            part = build(waiting.popleft())
-            future = client.submit(
-                _do_part, job, part, pure=False, key=f"kerass2-part-{part.number}-{os.getpid()}"
-            )
-            running[future] = part
-        with contextlib.suppress(TimeoutError), client.as_current():
-            wait(list(running), timeout=INTERVAL, return_when="FIRST_COMPLETED")
-        for future in [future for future in running if future.done()]:
-            part = running.pop(future)
-            progress[part.number] = part.num_patches
-            yield _result(future, part)
-            future.release()
-        advance(sum(progress.values()))
+    # A scheduler may serve several conversions.
+    name = f"kerass2-{uuid.uuid4().hex}"
+    client.subscribe_topic(f"{TOPIC}-{name}", lambda event: _note(progress, event[1]))
+    try:
+        while waiting or running:
+            free = max(sum(client.nthreads().values()), 1) - len(running)
+            for _ in range(min(free, len(waiting))):
+                part = build(waiting.popleft())
+                key = f"{name}-{part.number}"
+                running[client.submit(_do_part, job, part, name, pure=False, key=key)] = part
+            with contextlib.suppress(TimeoutError), client.as_current():
+                wait(list(running), timeout=INTERVAL, return_when="FIRST_COMPLETED")
+            for future in [future for future in running if future.done()]:
+                part = running.pop(future)
+                progress[part.number] = part.num_patches
+                yield _result(future, part)
+                future.release()
+            advance(sum(progress.values()))
+    except BaseException:
+        _cancel(client, list(running), name)
+        raise
+
+
+def _cancel(client: Any, futures: Sequence[Any], name: str) -> None:
+    """Call off what runs, and wait a little until no worker writes any more."""
+    deadline = time.monotonic() + LEAVING
+    # What went wrong before may be that the scheduler is lost; that is what must be told.
+    with contextlib.suppress(Exception):
+        client.cancel(futures)
+        # To the scheduler a part that was called off is gone; its worker knows better.
+        while time.monotonic() < deadline and any(client.run(_is_busy, name).values()):
+            time.sleep(INTERVAL / 5)
+
+
+def _is_busy(name: str, dask_worker: Any) -> bool:
+    """Whether a worker is at a part of this name."""
+    return any(key.startswith(name) for key in dask_worker.active_keys)
 
 
 def _note(progress: dict[int, int], event: Any) -> None:
@@ -121,14 +151,21 @@ def _result(future: Any, part: Part) -> Done:
     return done
 
 
-def _do_part(job: Job, part: Part) -> Done:
-    """`parts.do_part` on a worker, which tells its progress."""
+def _do_part(job: Job, part: Part, name: str) -> Done:
+    """`parts.do_part` on a worker, which tells its progress and stops when it is called off."""
     from distributed import get_worker
 
     worker = get_worker()
-    return parts.do_part(
-        job, part, lambda done: worker.log_event(TOPIC, {"part": part.number, "done": done})
-    )
+    key = worker.get_current_task()
+
+    def advance(done: int) -> None:
+        # dask itself never stops a function that runs.
+        task = worker.state.tasks.get(key)
+        if task is None or task.state == "cancelled":
+            raise _Cancelled(key)
+        worker.log_event(f"{TOPIC}-{name}", {"part": part.number, "done": done})
+
+    return parts.do_part(job, part, advance)
 
 
 @contextlib.contextmanager
@@ -163,4 +200,11 @@ def _open_client(processes: int, scheduler: str | None) -> Iterator[Any]:
             client = distributed.Client(address, set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:
             raise DataError(f"{scheduler}: no dask scheduler answers: {error}") from error
-        yield stack.enter_context(client)
+        stack.enter_context(client)
+        try:
+            client.wait_for_workers(1, timeout=JOINING)
+        except TimeoutError as error:
+            raise DataError(
+                f"{scheduler or 'dask'}: the scheduler has no workers; none came in {JOINING:g} s"
+            ) from error
+        yield client

@@ -35,7 +35,8 @@ def predict_granule(
         batch_size: windows predicted at once.
 
     Returns:
-        (band, y, x) uint16 DN at 10 m: 0 where the band to sharpen has no data, else 1 to 65535;
+        (band, y, x) uint16 DN at 10 m: 0 where the band to sharpen has no data, 65535 where it is
+        saturated, else 1 to 65534;
         coordinate `band`, attributes as a granule's cubes have them, with the offset and
         quantification of the bands that were sharpened.
 
@@ -89,14 +90,15 @@ def predict_rows(
 def _to_dn(
     reflectance: NDArray[Any], *, offset: NDArray[Any], quantification: NDArray[Any]
 ) -> NDArray[np.uint16]:
-    """DN (rows, x, band) of reflectance; NaN becomes 0, no data, and nothing else does.
+    """DN (rows, x, band) of reflectance; NaN becomes 0, no data, +Inf 65535, saturated.
 
-    What DN cannot say is clipped, so that nothing wraps around.
+    Nothing else becomes either: what DN cannot say is clipped, so that nothing wraps around.
     """
     from data_pipelines import sentinel2
 
     dn = np.rint(reflectance.astype(np.float64) * quantification - offset)
-    dn = np.clip(dn, sentinel2.NO_DATA + 1, sentinel2.LARGEST_DN)
+    dn = np.clip(dn, sentinel2.NO_DATA + 1, sentinel2.SATURATED - 1)
+    dn[np.isposinf(reflectance)] = sentinel2.SATURATED
     return np.where(np.isnan(dn), sentinel2.NO_DATA, dn).astype(np.uint16)
 
 

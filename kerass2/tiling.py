@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.sentinel2 import NO_DATA, QUANTIFICATION
+from data_pipelines.sentinel2 import NO_DATA, QUANTIFICATION, SATURATED
 from data_pipelines.spec import DataError
 from data_pipelines.windows import Window
 
@@ -174,7 +174,7 @@ def predict_strips(
         num_bands: bands of the prediction.
         batch_size: windows predicted at once.
         missing: name of the input with the bands of the prediction; where it has no data, the
-            prediction is NaN. None lets the prediction stand.
+            prediction is NaN, and where it is saturated, +Inf. None lets the prediction stand.
         advance: called with the number of windows done since the last call.
 
     Yields:
@@ -206,7 +206,8 @@ def predict_strips(
                 stop = min(y + lattice.core, height)
                 raise DataError(f"the model gives NaN or Inf in rows {y} to {stop}: is it trained?")
             if missing is not None:
-                strip[_without_data(row, missing, lattice)] = np.nan
+                strip[_where(row, missing, lattice, NO_DATA)] = np.nan
+                strip[_where(row, missing, lattice, SATURATED)] = np.inf
             yield strip[: height - y, :width]
 
 
@@ -290,14 +291,14 @@ def _columns(x: int, ratio: int, lattice: Lattice) -> slice:
     return slice(x // ratio, (x + lattice.window) // ratio)
 
 
-def _without_data(
-    row: Mapping[str, NDArray[Any]], name: str, lattice: Lattice
+def _where(
+    row: Mapping[str, NDArray[Any]], name: str, lattice: Lattice, dn: int
 ) -> NDArray[np.bool_]:
-    """(core, x, band): where an input has no data, without the halo, on the target's grid."""
+    """(core, x, band): where an input has this DN, without the halo, on the target's grid."""
     ratio, halo = lattice.ratios[name], lattice.halo
     pixels = row[name][halo // ratio : (halo + lattice.core) // ratio]
-    empty = pixels[:, halo // ratio : -(halo // ratio) or None] == NO_DATA
-    return np.asarray(empty.repeat(ratio, axis=0).repeat(ratio, axis=1))
+    found = pixels[:, halo // ratio : -(halo // ratio) or None] == dn
+    return np.asarray(found.repeat(ratio, axis=0).repeat(ratio, axis=1))
 
 
 def _has_data(row: Mapping[str, NDArray[Any]], x: int, lattice: Lattice) -> bool:

@@ -23,6 +23,8 @@ from data_pipelines.spec import DataError
 
 rasterio = pytest.importorskip("rasterio")
 
+# Scale and offset of files without an offset, in words: nothing has to be assumed.
+PLAIN = (1e-4, 0.0)
 COGS = {band: name for name, band in band_files.COMMON_NAMES.items() if "07" not in name}
 
 
@@ -185,7 +187,11 @@ def test_cogs_bear_their_offset_in_scale_and_offset(
 ) -> None:
     stored = {name: synthetic_product.to_stored(cube, offset) for name, cube in cubes.items()}
     write_cogs(tmp_path / "scene", stored, scale=scale)
-    found = granule.open_granule(tmp_path / "scene")
+    if scale is None:
+        with pytest.warns(band_files.AssumedOffset, match=r"scene: nothing says the .* to be 0"):
+            found = granule.open_granule(tmp_path / "scene")
+    else:
+        found = granule.open_granule(tmp_path / "scene")
     check_pixels(found, cubes)
     assert found.facts["offset_from"] == source
     assert found.cubes["gsd60"].attrs["offset"] == (offset, offset)
@@ -216,7 +222,7 @@ def test_only_the_files_of_the_wanted_bands_are_read(
     tmp_path: pathlib.Path, cubes: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(geotiff, "CHUNK", 60)
-    found = granule.open_granule(write_cogs(tmp_path / "scene", cubes))
+    found = granule.open_granule(write_cogs(tmp_path / "scene", cubes, scale=PLAIN))
     read: list[str] = []
     original = geotiff.read_pixels
 
@@ -233,7 +239,7 @@ def test_only_the_files_of_the_wanted_bands_are_read(
 def test_chunks_cover_the_same_ground(
     tmp_path: pathlib.Path, cubes: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_cogs(tmp_path / "a", cubes)
+    folder = write_cogs(tmp_path / "a", cubes, scale=PLAIN)
     # Blocks of 64 px: the least multiple of 64 and 6 that is CHUNK or more, up to 3 CHUNK.
     for chunk, edge in ((1080, 1152), (66, 192), (18, 18)):
         monkeypatch.setattr(geotiff, "CHUNK", chunk)
@@ -246,7 +252,7 @@ def test_chunks_cover_the_same_ground(
 
 
 def test_missing_bands_are_named(tmp_path: pathlib.Path, cubes: dict[str, np.ndarray]) -> None:
-    folder = write_cogs(tmp_path / "a", cubes)
+    folder = write_cogs(tmp_path / "a", cubes, scale=PLAIN)
     (folder / "coastal.tif").unlink()
     with pytest.raises(DataError, match=r"a: no band B01; found B02, .*B8A; expected B02, B03"):
         granule.open_granule(folder)
@@ -286,7 +292,7 @@ def test_other_grids_are_refused(tmp_path: pathlib.Path, cubes: dict[str, np.nda
 def test_damaged_files_are_named(
     tmp_path: pathlib.Path, cubes: dict[str, np.ndarray], products: dict[str, pathlib.Path]
 ) -> None:
-    folder = lay_out_aws(products["L1C 02.06"], tmp_path / "a")
+    folder = lay_out_aws(products["L1C 02.06"], tmp_path / products["L1C 02.06"].stem)
     whole = (folder / "B03.jp2").read_bytes()
     (folder / "B03.jp2").write_bytes(whole[: len(whole) * 2 // 3])
     with pytest.raises(DataError, match=r"B03.jp2: "):
@@ -297,8 +303,12 @@ def test_damaged_files_are_named(
     # A VRT in disguise could make GDAL read any file, or the network.
     vrt = '<VRTDataset rasterXSize="144" rasterYSize="144"><VRTRasterBand dataType="UInt16"/>'
     (folder / "B03.jp2").write_text(f"{vrt}</VRTDataset>")
-    with pytest.raises(DataError, match=r"B03.jp2: not readable as JPEG 2000: .*VRT"):
+    with pytest.raises(DataError, match=r"B03.jp2: not readable as JPEG 2000: .*not recognized"):
         granule.open_granule(folder)
+    # A GeoTIFF under this name is just that.
+    write_tif(folder / "B03.jp2", cubes["gsd10"][1], 10)
+    with geotiff.open_file(folder / "B03.jp2") as file:
+        assert file.driver == "GTiff"
 
 
 @pytest.mark.parametrize(
@@ -306,6 +316,7 @@ def test_damaged_files_are_named(
     [
         ("tileInfo.json", "[]", "tileInfo.json: not readable"),
         ("tileInfo.json", '{"timestamp": 1}', "tileInfo.json: not readable"),
+        ("tileInfo.json", "[" * 200_000, "tileInfo.json: not readable .*nested too deeply"),
         ("metadata.xml", "<a", "metadata.xml: damaged XML"),
         ("metadata.xml", '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "metadata.xml: damaged XML"),
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -10,12 +12,15 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,10 +31,13 @@ from data_pipelines import (
     geotiff,
     granule,
     journal,
+    manifest,
     partial,
     parts,
     sentinel2,
     store,
+    synthetic_product,
+    workers,
 )
 from data_pipelines.spec import DataError
 
@@ -175,6 +183,84 @@ def test_a_scheduler_that_does_not_answer(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_scheduler_without_workers(
+    scenes: list[pathlib.Path], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(workers, "JOINING", 0.5)
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as cluster,
+        pytest.raises(DataError, match=r"the scheduler has no workers; none came in 0\.5 s"),
+    ):
+        convert.convert(
+            scenes, tmp_path / "out", "superres_20m", scheduler=cluster.scheduler_address
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def slow(paths: list[pathlib.Path], note: pathlib.Path) -> Callable[[], Iterator[Any]]:
+    """A source whose pixels take their time on workers; notes when a worker reads some."""
+    names, here, where = [str(path) for path in paths], os.getpid(), str(note)
+
+    def wait(block: Any) -> Any:
+        import os
+        import time
+
+        if os.getpid() != here and block.size:
+            with open(where, "a") as file:
+                file.write(f"{time.time()}\n")
+            time.sleep(0.2)
+        return block
+
+    def open_sources() -> Iterator[Any]:
+        import dataclasses
+
+        from data_pipelines import convert
+
+        for each in convert.open_all(names):
+            cubes = {
+                name: cube.copy(data=cube.data.rechunk((-1, 36, -1)).map_blocks(wait, dtype="u2"))
+                for name, cube in each.cubes.items()
+            }
+            yield dataclasses.replace(each, cubes=cubes)
+
+    return open_sources
+
+
+def test_workers_have_stopped_when_an_interruption_is_told(
+    scenes: list[pathlib.Path],
+    small_parts: None,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    note = tmp_path / "note"
+    original = distributed.wait
+
+    def interrupt(*arguments: Any, **options: Any) -> None:
+        with contextlib.suppress(TimeoutError):
+            original(*arguments, **options)
+        if note.exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(distributed, "wait", interrupt)
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        with pytest.raises(KeyboardInterrupt):
+            convert.convert(
+                slow(scenes, note),
+                tmp_path / "out",
+                "superres_20m",
+                scheduler=cluster.scheduler_address,
+            )
+        stopped, read = time.time(), note.read_text()
+        time.sleep(1)
+        assert note.read_text() == read
+        assert max(map(float, read.split())) <= stopped
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_patches_of_an_lmdb_are_opened_by_name(
     tmp_path: pathlib.Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +355,98 @@ def test_killed_work_is_resumed_part_by_part(
     assert not unfinished.exists()
 
 
+@pytest.mark.parametrize("file_format", ["tfrecord", "hdf5"])
+def test_no_part_is_cut_again_if_the_end_fails(
+    file_format: str,
+    scenes: list[pathlib.Path],
+    small_parts: None,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options: dict[str, Any] = {"file_format": file_format, "stride": 32}
+    out = tmp_path / "out"
+    expected = convert.convert(scenes, tmp_path / "expected", "superres_20m", **options)
+    full = OSError(errno.ENOSPC, "disk", str(out / "manifest.json"))
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "write", mock.Mock(side_effect=full))
+        with pytest.raises(DataError, match="cannot be written: No space left on device"):
+            convert.convert(scenes, out, "superres_20m", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "rename", mock.Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(parts, "do_part", mock.Mock(side_effect=AssertionError("cut again")))
+        with pytest.raises(KeyboardInterrupt):
+            convert.convert(scenes, out, "superres_20m", resume=True, **options)
+    assert not out.exists()
+    assert journal.num_entries(partial.path_of(out)) == len(scenes)
+    monkeypatch.setattr(parts, "do_part", mock.Mock(side_effect=AssertionError("cut again")))
+    found = convert.convert(scenes, out, "superres_20m", resume=True, **options)
+    assert found.counts == expected.counts
+    assert hashes(out) == hashes(tmp_path / "expected")
+    assert not partial.path_of(out).exists()
+
+
+def test_a_journal_left_in_a_data_set_does_no_harm(
+    scenes: list[pathlib.Path],
+    reference: dict[str, str],
+    small_parts: None,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(partial.shutil, "rmtree", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            convert.convert(scenes, out, "superres_20m")
+    assert journal.num_entries(out) == len(scenes)
+    assert sum(store.verify(out).values()) > 0
+    with pytest.raises(DataError, match="exists already"):
+        convert.convert(scenes, out, "superres_20m", resume=True)
+    assert hashes(out) == reference
+
+
+@pytest.mark.parametrize("most", [1000, 1])
+def test_a_source_that_changed_is_not_mixed_in(
+    most: int,
+    scenes: list[pathlib.Path],
+    small_parts: None,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(partial, "MAX_STAMPS", most)
+    copies = [
+        pathlib.Path(shutil.copytree(path, tmp_path / "in" / path.name)) for path in scenes[:3]
+    ]
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "finish", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            convert.convert(copies, out, "superres_20m", only_split="train")
+    unfinished = partial.path_of(out)
+    before = hashes(unfinished)
+    path = copies[1] / "gsd20.tif"
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    os.utime(path, ns=(times[0], times[1] + 1))
+    named = copies[1] if most > 1 else tmp_path / "in"
+    with pytest.raises(DataError, match=f"^{named}: changed since {unfinished} was begun"):
+        convert.convert(copies, out, "superres_20m", only_split="train", resume=True)
+    assert hashes(unfinished) == before
+    os.utime(path, ns=times)
+    convert.convert(copies, out, "superres_20m", only_split="train", resume=True)
+
+
+def test_a_stamp_is_of_all_files(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.SAFE" / "GRANULE").mkdir(parents=True)
+    xml, image = tmp_path / "a.SAFE" / "MTD.xml", tmp_path / "a.SAFE" / "GRANULE" / "B02.jp2"
+    xml.write_text("x")
+    image.write_text("y")
+    (tmp_path / "a.SAFE" / "nowhere").symlink_to(tmp_path / "nowhere")
+    first = partial.stamp(str(tmp_path / "a.SAFE"))
+    assert partial.stamp(str(xml)) == first == partial.stamp(str(tmp_path / "a.SAFE"))
+    assert partial.stamp(str(image)) not in (first, partial.stamp(str(tmp_path / "nowhere")))
+    image.write_text("longer")
+    assert partial.stamp(str(xml)) != first
+
+
 def test_a_damaged_journal_or_shard_is_done_again(
     scenes: list[pathlib.Path], reference: dict[str, str], small_parts: None, tmp_path: pathlib.Path
 ) -> None:
@@ -317,6 +495,23 @@ def test_a_folder_that_is_not_ours_and_one_at_work(
             convert.convert(scenes, tmp_path / "two", "superres_20m")
 
 
+def test_a_folder_that_goes_while_its_lock_is_taken(
+    scenes: list[pathlib.Path], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = fcntl.flock
+
+    def flock(file: Any, operation: int) -> None:
+        # What who held the lock does before it lets go.
+        shutil.rmtree(partial.path_of(tmp_path / "out"))
+        original(file, operation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        with pytest.raises(DataError, match="another process is making"):
+            convert.convert(scenes[:1], tmp_path / "out", "superres_20m", only_split="train")
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
@@ -346,6 +541,40 @@ def test_the_other_granules_are_done(
     names = {str(name).split("/")[0] for name in data.read(range(len(data)))["patch_id"]}
     assert names == {"g0", "g2"}
     assert store.read_manifest(tmp_path / "out").provenance["failed"] == summary.failed
+
+
+def test_a_damaged_product_does_not_end_its_folder(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "in"
+    products = []
+    for number, tile in enumerate(("T32UMA", "T32UMB", "T32UMC")):
+        rng = np.random.default_rng(number)
+        cubes = {
+            name: rng.integers(
+                1, 9000, (len(sentinel2.bands_at(gsd)), 2400 // gsd, 2400 // gsd)
+            ).astype(np.uint16)
+            for name, gsd in sentinel2.GSDS.items()
+        }
+        products.append(
+            synthetic_product.write_product(folder, cubes, tile=tile, zipped=number == 1)
+        )
+    products[1].write_bytes(products[1].read_bytes()[:-100])
+    summary = convert.convert([folder], tmp_path / "out", "patches", patch_size=60)
+    assert summary.granules == 2
+    assert list(summary.failed) == [str(products[1])]
+    assert "not readable as zip, or cut short" in summary.failed[str(products[1])]
+    assert sum(store.verify(tmp_path / "out").values()) == 2 * 16
+
+
+def test_a_source_that_is_there_twice(
+    scenes: list[pathlib.Path], reference: dict[str, str], small_parts: None, tmp_path: pathlib.Path
+) -> None:
+    other = pathlib.Path(shutil.copytree(scenes[0], tmp_path / "in" / scenes[0].name))
+    summary = convert.convert([*scenes, other, scenes[1]], tmp_path / "out", "superres_20m")
+    assert summary.granules == len(scenes)
+    assert list(summary.failed) == [str(other), str(scenes[1])]
+    assert "two sources are named g0; expected each once" in summary.failed[str(other)]
+    found = hashes(tmp_path / "out")
+    assert {**reference, "manifest.json": ""} == {**found, "manifest.json": ""}
 
 
 def test_nothing_can_be_read(tmp_path: pathlib.Path) -> None:

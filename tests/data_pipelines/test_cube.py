@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import cube, granule, npz, sentinel2, synthetic, wald
+from data_pipelines import clouds, cube, granule, npz, sentinel2, synthetic, wald
 from data_pipelines.spec import DataError
 from data_pipelines.windows import Window, lattice
 
@@ -432,3 +433,24 @@ def test_real_scenes_open(shared_data: pathlib.Path) -> None:
     found = list(granule.open_granules(shared_data / "sr_scenes"))
     assert len({g.name for g in found}) == len(found) == 9
     assert all(g.cubes["gsd20"].shape[0] == 6 for g in found)
+
+
+@pytest.mark.parametrize("kind", ["scl", "cloud"])
+@pytest.mark.parametrize("cut", [(slice(None), slice(-1)), (slice(-1), slice(None))])
+def test_a_mask_that_ends_before_the_granule_is_refused(
+    kind: str, cut: tuple[slice, slice]
+) -> None:
+    """Ground that no mask covers is not clear."""
+    whole = masked(kind, 20)
+    short = dataclasses.replace(whole, masks={kind: whole.masks[kind][cut]})
+    with pytest.raises(DataError, match=rf"G: mask {kind} covers 14\d0 x 14\d0 m; .* 1440 x 1440"):
+        list(cube.cut(short, cube.TASKS["superres_20m"], [Window(0, 0, 32, 32)], max_cloud=0.5))
+
+
+def test_windows_outside_of_the_mask_are_refused() -> None:
+    cloud = clouds.open_cloud(masked("scl", 20), 10)
+    assert cloud.share(Window(0, 0, 72, 72)) == 1
+    assert cloud.share(Window(72, 72, 72, 72)) == 0
+    for window in (Window(73, 0, 72, 72), Window(73, 73, 72, 72), Window(144, 144, 20, 20)):
+        with pytest.raises(DataError, match="outside of its cloud mask"):
+            clouds.open_cloud(masked("scl", 20), 10).share(window)

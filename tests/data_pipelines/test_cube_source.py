@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import pathlib
 import shutil
 import tracemalloc
@@ -20,6 +21,7 @@ from data_pipelines import (
     cube_source,
     geotiff,
     region,
+    sentinel2,
     store,
     synthetic,
     synthetic_product,
@@ -288,7 +290,10 @@ def test_which_patches_are_usable_is_kept(product: pathlib.Path, tmp_path: pathl
     other = open_product(seed=1)
     assert asked and other.digest != first.digest
     (kept, _) = sorted((tmp_path / "cache").iterdir())
-    for content in (b"", b"no numpy", kept.read_bytes()[:-3]):
+    whole = kept.read_bytes()
+    places = (0, len(whole) // 2, len(whole) - 1)
+    flipped = [whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :] for i in places]
+    for content in (b"", b"rubbish", whole[:-3], *flipped):
         for file in (tmp_path / "cache").iterdir():
             file.write_bytes(content)
         assert open_product().counts == first.counts
@@ -302,6 +307,48 @@ def test_which_patches_are_usable_is_kept(product: pathlib.Path, tmp_path: pathl
     shutil.rmtree(moved)
     geotiff.write_folder(moved, cubes, crs="EPSG:32632", corner=(4e5, 6e6))
     assert open_product(moved).digest != first.digest, "one pixel is another"
+
+
+def test_changed_assets_of_a_stac_item_are_looked_at_again(tmp_path: pathlib.Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    cubes = synthetic.build_cubes(600)
+    assets = {}
+    for name, gsd in sentinel2.GSDS.items():
+        for band, image in zip(sentinel2.bands_at(gsd), cubes[name], strict=True):
+            file = tmp_path / f"{band}.tif"
+            write_band(file, image, gsd)
+            assets[band] = {"href": f"./{file.name}", "type": "image/tiff"}
+    properties = {"datetime": "2019-06-01T10:00:00Z", "s2:processing_baseline": "03.01"}
+    item = {
+        "type": "Feature", "stac_version": "1.0.0", "id": "S2B_32UMC_20190601_0_L2A",
+        "geometry": None, "properties": properties, "links": [], "assets": assets,
+    }  # fmt: skip
+    path = tmp_path / "item.json"
+    path.write_text(json.dumps(item))
+    cache = tmp_path / "cache"
+    first = cube_source.open_product(path, "superres_20m", cache=cache)
+    again = cube_source.open_product(path, "superres_20m", cache=cache)
+    assert (again.counts, again.digest) == (first.counts, first.digest)
+    assert len(list(cache.iterdir())) == 1
+    with rasterio.open(tmp_path / "B05.tif") as file:
+        image = file.read(1)
+    image[:100] = 0
+    write_band(tmp_path / "B05.tif", image, 20)
+    changed = cube_source.open_product(path, "superres_20m", cache=cache)
+    assert changed.digest != first.digest
+    assert sum(changed.counts.values()) < sum(first.counts.values())
+    assert len(list(cache.iterdir())) == 2
+
+
+def write_band(path: pathlib.Path, image: np.ndarray, gsd: int) -> None:
+    """One band as GeoTIFF; uncompressed, so that other pixels have the same size."""
+    import rasterio
+
+    with rasterio.open(
+        path, "w", driver="GTiff", count=1, height=len(image), width=len(image), dtype="uint16",
+        crs="EPSG:32632", transform=rasterio.Affine(gsd, 0, 4e5, 0, -gsd, 6e6),
+    ) as file:  # fmt: skip
+        file.write(image, 1)
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(

@@ -133,3 +133,30 @@ def test_one_granule_is_one(tmp_path: pathlib.Path) -> None:
 def test_a_new_granule_knows_no_facts_and_masks() -> None:
     made = granule.Granule("n", "s", "p", {"gsd10": cube_at("gsd10", 0, 600, 12)}, (0, 0), "", True)
     assert made.facts == {} and made.masks == {} and made.shape == (12, 12)
+
+
+def test_a_folder_of_several_sources_is_divided(tmp_path: pathlib.Path) -> None:
+    def touch(*names: str) -> list[pathlib.Path]:
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        return [tmp_path / name for name in names]
+
+    assert granule.list_sources(tmp_path) == [tmp_path]
+    patch = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"
+    touch(f"tile/{patch}/{patch}_B02.tif")
+    assert granule.list_sources(tmp_path) == [tmp_path / "tile" / patch]
+    assert granule.list_sources(tmp_path / "tile" / patch) == [tmp_path / "tile" / patch]
+    scenes = touch("a.npz", "b.npz")
+    assert granule.list_sources(str(tmp_path)) == scenes
+    assert granule.list_sources(scenes[0]) == scenes[:1]
+    # Products before scenes, for whoever opens the folder.
+    products = touch("S2A_x.SAFE.zip", "S2B_y.zip")
+    assert granule.list_sources(tmp_path) == products
+    with pytest.raises(DataError, match=r"S2A_x\.SAFE\.zip: not readable as zip"):
+        next(granule.open_granules(tmp_path))
+    for name in ("MTD_MSIL1C.xml", "data.mdb", "manifest.json"):
+        (path,) = touch(name)
+        assert granule.list_sources(tmp_path) == [tmp_path]
+        path.unlink()
+    assert granule.list_sources(tmp_path / "nowhere") == [tmp_path / "nowhere"]

@@ -354,6 +354,19 @@ def test_links_doubles_and_strangers_in_a_zip_are_refused(tmp_path: pathlib.Path
             granule.open_granule(path)
 
 
+def test_members_of_a_zip_are_no_bombs(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size counts that the zip declares: no reader goes on beyond it."""
+    monkeypatch.setattr(safe_files, "LARGEST_MEMBER", 1000)
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("A.SAFE/MTD_MSIL1C.xml", "<a/>")
+        archive.writestr("A.SAFE/B02.jp2", bytes(1001))
+    with pytest.raises(DataError, match=r"B02.jp2 has 1001 bytes; expected 1000 at most"):
+        granule.open_granule(path)
+
+
 def test_paths_that_are_no_product(tmp_path: pathlib.Path) -> None:
     (tmp_path / "A.SAFE").mkdir()
     (tmp_path / "other.xml").write_text("<a/>")

@@ -230,14 +230,56 @@ def test_nothing_that_tells_the_offset_is_an_error(
     tmp_path: pathlib.Path, cubes: dict[str, np.ndarray]
 ) -> None:
     path = earth_search(tmp_path, cubes)
-    with pytest.raises(DataError, match=r"item.json: nothing tells the offset"):
-        granule.open_granule(path)
     values = json.loads(path.read_text())
-    values["properties"]["datetime"] = "2019-06-01T10:00:00Z"
+    # The day of sensing does not tell: ESA's Collection 1 gave older scenes the offset, too.
+    for day in ("2023-07-01", "2019-06-01"):
+        values["properties"]["datetime"] = f"{day}T10:00:00Z"
+        path.write_text(json.dumps(values))
+        with pytest.raises(DataError, match=r"item.json: nothing tells the offset") as caught:
+            granule.open_granule(path)
+        for what in ("s2:processing_baseline", "raster:bands", "give the product itself"):
+            assert what in str(caught.value)
+    # One band of which nothing is known is one too many.
+    raster = earth_search(tmp_path, cubes, raster=SCALES)
+    values = json.loads(raster.read_text())
+    del values["assets"]["nir09"]["raster:bands"]
+    raster.write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"item.json: nothing tells the offset"):
+        granule.open_granule(raster)
+
+
+@pytest.mark.parametrize("depth", [20_000, 200_000])
+def test_deeply_nested_json_is_refused(
+    tmp_path: pathlib.Path, cubes: dict[str, np.ndarray], depth: int
+) -> None:
+    path = earth_search(tmp_path, cubes, raster=SCALES)
+    deep = "[" * depth + "]" * depth
+    path.write_text(path.read_text().replace('"links": []', f'"links": [], "deep": {deep}', 1))
+    assert "deep" in path.read_text()
+    with pytest.raises(DataError, match=r"item.json: not readable as a STAC item: nested too"):
+        granule.open_granule(path)
+    with pytest.raises(DataError, match=r"item.json: not readable as a STAC item: nested too"):
+        stac.is_item(path)
+
+
+def test_local_files_of_an_item(tmp_path: pathlib.Path, cubes: dict[str, np.ndarray]) -> None:
+    path = earth_search(tmp_path, cubes, raster=SCALES)
+    bands = {tmp_path / f"{band}.tif" for band in EARTH_SEARCH if band != "B10"}
+    assert set(stac.local_files(path)) == {*bands, tmp_path / "SCL.tif"}
+    values = json.loads(path.read_text())
+    (tmp_path / "a.zip").write_bytes(b"")
+    for key, href in {
+        "blue": f"/vsizip/{tmp_path}/a.zip/B02.tif",
+        "green": f"/vsizip/{{{tmp_path}/a.zip}}/B03.tif",
+        "red": "https://a.org/B04.tif",
+        "nir": "/vsizip//vsicurl/https://a.org/a.zip/B08.tif",
+        "swir16": "./nowhere.tif",
+    }.items():
+        values["assets"][key]["href"] = href
     path.write_text(json.dumps(values))
-    found = granule.open_granule(path)
-    check_pixels(found, cubes)
-    assert found.facts["offset_from"] == "a day before 2022-01-25"
+    found = {file.name for file in stac.local_files(path)}
+    left = {file.name for file in bands} - {f"{b}.tif" for b in ("B02", "B03", "B04", "B08", "B11")}
+    assert found == {*left, "SCL.tif", "a.zip"}
 
 
 def test_the_files_must_be_what_the_item_says(

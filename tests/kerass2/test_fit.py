@@ -308,7 +308,7 @@ def test_a_damaged_shard_is_named(run_command, prepared, tmp_path, how, strategy
     assert result.returncode == 1, result.stderr
     last = result.stderr.splitlines()[-1]
     assert "error:" in last
-    assert "train-00000.tfrecord" in last
+    assert "train-00000-00000.tfrecord" in last
     assert how != "flipped" or "record" in last
     assert not (tmp_path / "w" / "model.keras").exists()
 

@@ -109,7 +109,7 @@ def test_equals_the_model_on_the_whole_image(model: keras.Model) -> None:
     assert found.dims == ("band", "y", "x")
     assert tuple(found.band.values) == BANDS
     assert found.dtype == np.uint16
-    assert np.abs(found.values - np.clip(expected, 1, 65535)).max() <= 0.51
+    assert np.abs(found.values - np.clip(expected, 1, 65534)).max() <= 0.51
     assert "crs" not in found.attrs
 
 
@@ -131,7 +131,25 @@ def test_values_outside_uint16_are_clipped() -> None:
 
     found = predict.predict_granule(wild(), granule_of(pixels(32, 32))).values
     assert (found[0] == 1).all()
-    assert (found[1] == 65535).all()
+    # One more would say that the instrument was saturated.
+    assert (found[1] == 65534).all()
+
+
+@pytest.mark.parametrize("offset", [0, -1000])
+def test_saturated_pixels_stay_saturated(model: keras.Model, offset: int) -> None:
+    cubes = pixels()
+    cubes["gsd20"][2, 5:9, 7:30] = sentinel2.SATURATED
+    cubes["gsd20"][4, -2:, -2:] = sentinel2.SATURATED
+    cubes["gsd20"][2, 20, 20] = sentinel2.NO_DATA
+    cubes["gsd10"][1, :8, :8] = sentinel2.SATURATED  # of no band that is sharpened
+    granule = granule_of(cubes)
+    for cube in granule.cubes.values():
+        number = len(cube.band)
+        cube.attrs |= {"offset": (float(offset),) * number, "quantification": (1e4,) * number}
+    found = predict.predict_granule(model, granule).values
+    for dn in (sentinel2.SATURATED, sentinel2.NO_DATA):
+        expected = (cubes["gsd20"] == dn).repeat(2, axis=1).repeat(2, axis=2)
+        np.testing.assert_array_equal(found == dn, expected)
 
 
 def test_strips_do_not_depend_on_the_window_for_convolutions(model: keras.Model) -> None:

@@ -269,10 +269,11 @@ def test_chunks_of_a_lazy_cube_are_read_once(chunk: tuple[int, int]) -> None:
     assert len(read) == sum(cube.numblocks[1] * cube.numblocks[2] for cube in lazy.values())
 
 
-def test_no_data_of_one_input_can_be_kept() -> None:
+def test_no_data_and_saturation_of_one_input_can_be_kept() -> None:
     cubes = granule(20, 28)
     cubes["gsd20"] = cubes["gsd20"][:4]
     cubes["gsd20"][1, 3:5, 2:9] = 0
+    cubes["gsd20"][2, 4:, 5:7] = 65535
     strips = tiling.predict_strips(
         lambda inputs: {"out": inputs["gsd10"]},
         cubes,
@@ -284,6 +285,8 @@ def test_no_data_of_one_input_can_be_kept() -> None:
     found = np.concatenate(list(strips))
     empty = (cubes["gsd20"] == 0).repeat(2, axis=1).repeat(2, axis=2).transpose(1, 2, 0)
     np.testing.assert_array_equal(np.isnan(found), empty)
+    saturated = (cubes["gsd20"] == 65535).repeat(2, axis=1).repeat(2, axis=2).transpose(1, 2, 0)
+    np.testing.assert_array_equal(np.isposinf(found), saturated)
 
 
 def test_not_finite_is_an_error() -> None:
