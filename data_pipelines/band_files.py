@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines import geotiff, sentinel2
-from data_pipelines.band_metadata import ASSUMED, NOTHING, Scale, read_metadata, rule
+from data_pipelines.band_metadata import ASSUMED, NOTHING, OFFSET_DAY, Scale, read_metadata, rule
 from data_pipelines.granule import Granule, build_cube, check_nesting, plane_of
 from data_pipelines.spec import DataError
 
@@ -39,6 +39,8 @@ COMMON_NAMES = {
 }
 # The band and, where it is said, the GSD at the end of a stem: "T33UUB_20170527T..._B02_10m".
 _STEM = re.compile(r"(?:^|_)(?P<band>B\d\d|B8A|SCL)(?:_(?P<gsd>[126]0)m)?$", re.IGNORECASE)
+# ESA's "T33UUB_20220602T102041_B02_10m.jp2".
+_ESA_DAY = re.compile(r"^T\d\d[A-Z]{3}_(?P<year>\d{4})(?P<month>\d\d)(?P<day>\d\d)T\d{6}_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +68,12 @@ def open_folder(path: pathlib.Path) -> Iterator[Granule]:
     Where the offset comes from, the first that says something: a product's XML above IMG_DATA (or
     in the folder); a STAC item in the folder; scale and offset tags of the files; the processing
     baseline in a tile's metadata (MTD_TL.xml, metadata.xml, tileInfo.json) or in the name of the
-    folder (-1000 from 04.00 on, else 0); else 0. facts["offset_from"] says which it was.
+    folder (-1000 from 04.00 on, else 0); else 0, but not for ESA's names of a day since
+    OFFSET_DAY. facts["offset_from"] says which it was.
 
     Raises:
-        DataError: a band missing, unreadable, of another type, or grids that do not nest.
+        DataError: nothing tells the offset, see above; a band missing, unreadable, of another
+            type, or grids that do not nest.
     """
     candidates = find_files(path)
     facts, stated = read_metadata(path)
@@ -82,7 +86,23 @@ def open_folder(path: pathlib.Path) -> Iterator[Granule]:
     scene = str(facts.get("product") or path.resolve().name)
     fallback = (rule(facts["baseline"]) if "baseline" in facts else None) or NOTHING
     told_by = f"processing baseline {facts['baseline']}" if fallback is not NOTHING else ASSUMED
-    yield open_granule(path, files, scene=scene, facts=facts, fallback=(fallback, told_by))
+    granule = open_granule(path, files, scene=scene, facts=facts, fallback=(fallback, told_by))
+    _check_offset(path, granule, files["B02"])
+    yield granule
+
+
+def _check_offset(path: pathlib.Path, granule: Granule, file: BandFile) -> None:
+    """Refuse ESA's files of a day from which all have an offset, where nothing tells it."""
+    match = _ESA_DAY.search(file.name)
+    if ASSUMED not in granule.facts["offset_from"] or match is None:
+        return
+    day = f"{match['year']}-{match['month']}-{match['day']}"
+    if day >= OFFSET_DAY:
+        raise DataError(
+            f"{path}: nothing tells the offset of {file.name}: found no XML, no scale and offset "
+            f"in the files and no baseline in the folder's name; expected one of them since "
+            f"{OFFSET_DAY} (put the product's MTD_MSI*.xml or the tile's MTD_TL.xml beside them)"
+        )
 
 
 def find_files(path: pathlib.Path) -> dict[str, list[BandFile]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from data_pipelines import band_files, band_metadata, geotiff, safe_xml, sentinel2
 from data_pipelines.band_files import BandFile
-from data_pipelines.band_metadata import Scale
+from data_pipelines.band_metadata import OFFSET_DAY, Scale
 from data_pipelines.granule import Granule
 from data_pipelines.spec import DataError
 
@@ -27,8 +27,6 @@ SCHEMES = {
     "gs": "/vsigs/",
     "az": "/vsiaz/",
 }
-# First day of products of baseline 04.00.
-OFFSET_DAY = "2022-01-25"
 # Earth Search takes the offset out of its COGs, and says so. Older items have the second name.
 # Some items say so wrongly (github.com/Element84/earth-search, issues 66 and 71): their pixels
 # alone could tell, so facts["offset_from"] names what was believed.
