@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines import geotiff, sentinel2
-from data_pipelines.band_metadata import ASSUMED, NOTHING, Scale, read_metadata, rule
+from data_pipelines.band_metadata import ASSUMED, NOTHING, OFFSET_DAY, Scale, read_metadata, rule
 from data_pipelines.granule import Granule, build_cube, check_nesting, plane_of
 from data_pipelines.safe_xml import OFFSET_BASELINE
 from data_pipelines.spec import DataError
@@ -41,6 +41,8 @@ COMMON_NAMES = {
 }
 # The band and, where it is said, the GSD at the end of a stem: "T33UUB_20170527T..._B02_10m".
 _STEM = re.compile(r"(?:^|_)(?P<band>B\d\d|B8A|SCL)(?:_(?P<gsd>[126]0)m)?$", re.IGNORECASE)
+# ESA's "T33UUB_20220602T102041_B02_10m.jp2".
+_ESA_DAY = re.compile(r"^T\d\d[A-Z]{3}_(?P<year>\d{4})(?P<month>\d\d)(?P<day>\d\d)T\d{6}_")
 
 
 class AssumedOffset(UserWarning):
@@ -72,13 +74,15 @@ def open_folder(path: pathlib.Path) -> Iterator[Granule]:
     Where the offset comes from, the first that says something: a product's XML above IMG_DATA (or
     in the folder); a STAC item in the folder; scale and offset tags of the files; the processing
     baseline in a tile's metadata (MTD_TL.xml, metadata.xml, tileInfo.json) or in the name of the
-    folder (-1000 from 04.00 on, else 0); else 0. facts["offset_from"] says which it was.
+    folder (-1000 from 04.00 on, else 0); else 0, but not for ESA's names of a day since
+    OFFSET_DAY. facts["offset_from"] says which it was.
 
     Raises:
-        DataError: a band missing, unreadable, of another type, or grids that do not nest.
+        DataError: nothing tells the offset, see above; a band missing, unreadable, of another
+            type, or grids that do not nest.
 
     Warns:
-        AssumedOffset: nothing says an offset.
+        AssumedOffset: nothing says an offset, and the names no day.
     """
     candidates = find_files(path)
     facts, stated = read_metadata(path)
@@ -95,14 +99,29 @@ def open_folder(path: pathlib.Path) -> Iterator[Granule]:
         fallback = (by_rule, f"processing baseline {facts['baseline']}")
     granule = open_granule(path, files, scene=scene, facts=facts, fallback=fallback)
     if ASSUMED in granule.facts["offset_from"]:
-        warnings.warn(
-            f"{path}: nothing says the offset of its DN (no product's XML, no STAC item, no scale "
-            f"and offset in the files, no processing baseline): taken to be 0, which is right "
-            f"before baseline {OFFSET_BASELINE} only",
-            AssumedOffset,
-            stacklevel=3,
-        )
+        _check_assumption(path, files["B02"])
     yield granule
+
+
+def _check_assumption(path: pathlib.Path, file: BandFile) -> None:
+    """Refuse ESA's files of a day from which all have an offset; warn of others.
+
+    Raises:
+        DataError: the day in the file's name is OFFSET_DAY or later.
+    """
+    missing = "no product's XML, no STAC item, no scale and offset in the files, no baseline"
+    match = _ESA_DAY.search(file.name)
+    if match and f"{match['year']}-{match['month']}-{match['day']}" >= OFFSET_DAY:
+        raise DataError(
+            f"{path}: nothing tells the offset of {file.name}: {missing}; expected one of them "
+            f"since {OFFSET_DAY} (put the product's MTD_MSI*.xml or the tile's MTD_TL.xml beside)"
+        )
+    warnings.warn(
+        f"{path}: nothing tells the offset of its DN ({missing}): taken to be 0, which is right "
+        f"before baseline {OFFSET_BASELINE} only",
+        AssumedOffset,
+        stacklevel=4,
+    )
 
 
 def find_files(path: pathlib.Path) -> dict[str, list[BandFile]]:

@@ -15,6 +15,8 @@ Scale = tuple[float, float]
 
 # What every product since safe_xml.OFFSET_BASELINE states for every band [DN].
 RULE_OFFSET = -1000.0
+# First day of products of baseline 04.00.
+OFFSET_DAY = "2022-01-25"
 # (offset [DN], quantification) where nothing says another, and what facts then say.
 NOTHING, ASSUMED = (0.0, float(sentinel2.QUANTIFICATION)), "nothing says one: 0"
 

@@ -211,9 +211,14 @@ def check_place(file: ProductFile, header: safe_jp2.Header, grid: safe_xml.Grid,
     expected = (left, top, left + step * columns, top - step * rows)
     if any(abs(v - w) >= max(abs(a), step) for v, w in zip(found, expected, strict=True)):
         raise DataError(
-            f"{file}: lies from ({found[0]:g}, {found[1]:g}) to ({found[2]:g}, {found[3]:g}); the "
-            f"XML says ({left:g}, {top:g}) to ({expected[2]:g}, {expected[3]:g}) [m]"
+            f"{file}: lies from {_corners(found)}; the XML says {_corners(expected)} [m]"
         )
+
+
+def _corners(box: tuple[float, ...]) -> str:
+    """Both corners in words; northings have seven digits, so %g alone would round them."""
+    left, top, right, bottom = (f"{value:.10g}" for value in box)
+    return f"({left}, {top}) to ({right}, {bottom})"
 
 
 def place_image(

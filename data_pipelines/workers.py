@@ -153,8 +153,15 @@ def _result(future: Any, part: Part) -> Done:
 
 def _do_part(job: Job, part: Part, name: str) -> Done:
     """`parts.do_part` on a worker, which tells its progress and stops when it is called off."""
+    import warnings
+
     from distributed import get_worker
 
+    from data_pipelines import band_files, safe
+
+    # The process that placed the patches has warned already.
+    for category in (safe.ResampledPixels, band_files.AssumedOffset):
+        warnings.filterwarnings("ignore", category=category)
     worker = get_worker()
     key = worker.get_current_task()
 
@@ -173,6 +180,7 @@ def _open_client(processes: int, scheduler: str | None) -> Iterator[Any]:
     """A client of a given scheduler, or of workers that end with the context."""
     import dask
     import distributed
+    from distributed.comm import addressing
 
     with contextlib.ExitStack() as stack:
         if scheduler is None:
@@ -196,6 +204,13 @@ def _open_client(processes: int, scheduler: str | None) -> Iterator[Any]:
             address: Any = stack.enter_context(cluster)
         else:
             address = scheduler
+            # At once: a client would try an address that cannot be one until its time is out.
+            try:
+                addressing.get_address_host_port(scheduler, strict=True)
+            except ValueError as error:
+                raise DataError(
+                    f"{scheduler}: not an address of a dask scheduler; expected tcp://host:port"
+                ) from error
         try:
             client = distributed.Client(address, set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:

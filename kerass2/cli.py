@@ -6,7 +6,8 @@ import importlib
 import os
 import sys
 import traceback
-from typing import NoReturn
+import warnings
+from typing import Any, NoReturn
 
 import click
 
@@ -58,6 +59,7 @@ def run(command: click.Command) -> NoReturn:
     """
     # TensorFlow's notes on its own build; warnings of that kind go with them, errors stay.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    warnings.showwarning = _build_show_warning()
     try:
         code = command.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -68,6 +70,19 @@ def run(command: click.Command) -> NoReturn:
     except Exception as error:
         code = _explain(error)
     _leave(code if isinstance(code, int) else 0)
+
+
+def _build_show_warning() -> Any:
+    """A function for warnings.showwarning: each text once, on one line, without our source."""
+    shown = set[str]()
+
+    def show(message: Warning | str, *where: Any, **more: Any) -> None:
+        text = str(message)
+        if text not in shown:
+            shown.add(text)
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    return show
 
 
 def _explain(error: Exception) -> int:

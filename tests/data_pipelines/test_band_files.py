@@ -156,6 +156,22 @@ def test_img_data_of_a_product_takes_the_offsets_of_its_xml(
     assert found.facts["level"] == product[:3]
 
 
+@pytest.mark.parametrize(("day", "refused"), [("20180629", False), ("20220125", True)])
+def test_esas_names_of_a_day_with_offsets_need_something_that_tells_them(
+    tmp_path: pathlib.Path, products: dict[str, pathlib.Path], day: str, refused: bool
+) -> None:
+    for file in products["L2A 04.00"].rglob("*_B*m.jp2"):
+        _, _, rest = file.name.split("_", 2)
+        shutil.copy(file, tmp_path / f"T33UUB_{day}T102041_{rest}")
+    if refused:
+        with pytest.raises(DataError, match=f"nothing tells the offset of T33UUB_{day}T102041_B02"):
+            granule.open_granule(tmp_path)
+    else:
+        with pytest.warns(band_files.AssumedOffset):
+            found = granule.open_granule(tmp_path)
+        assert found.facts["offset_from"] == "nothing says one: 0"
+
+
 def test_masks_are_those_of_the_file(products: dict[str, pathlib.Path]) -> None:
     folder = next(products["L2A 04.00"].glob("GRANULE/*/IMG_DATA"))
     found = granule.open_granule(folder)
@@ -188,7 +204,7 @@ def test_cogs_bear_their_offset_in_scale_and_offset(
     stored = {name: synthetic_product.to_stored(cube, offset) for name, cube in cubes.items()}
     write_cogs(tmp_path / "scene", stored, scale=scale)
     if scale is None:
-        with pytest.warns(band_files.AssumedOffset, match=r"scene: nothing says the .* to be 0"):
+        with pytest.warns(band_files.AssumedOffset, match=r"scene: nothing tells the .* to be 0"):
             found = granule.open_granule(tmp_path / "scene")
     else:
         found = granule.open_granule(tmp_path / "scene")

@@ -261,6 +261,15 @@ def test_workers_have_stopped_when_an_interruption_is_told(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("address", ["foo", "tcp://host"])
+def test_what_cannot_be_a_scheduler_is_refused_at_once(
+    scenes: list[pathlib.Path], tmp_path: pathlib.Path, address: str
+) -> None:
+    with pytest.raises(DataError, match=rf"{address}: not an address .* expected tcp://host:port"):
+        convert.convert(scenes, tmp_path / "out", "superres_20m", scheduler=address)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_patches_of_an_lmdb_are_opened_by_name(
     tmp_path: pathlib.Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
