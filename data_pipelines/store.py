@@ -1,6 +1,6 @@
 """Data sets on disk in any format: written as a stream, read by position, under checksums.
 
-A data set is a folder of shards `<split>-00000.<format>` and a manifest.json. What formats share
+A data set is a folder of shards `<split>-*.<format>` and a manifest.json. What formats share
 stands here; each format's own file has a ShardWriter and a Reader.
 """
 

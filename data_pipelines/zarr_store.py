@@ -1,6 +1,6 @@
 """Zarr v3 shards: a group with one sharded array a feature, any Zarr v3 reader opens it.
 
-`train-00000.zarr` holds inputs/gsd10, ... and patch_id. Each array is one file (a Zarr shard of
+A `train-*.zarr` holds inputs/gsd10, ... and patch_id. Each array is one file (a Zarr shard of
 chunks of 16 records under CRC-32C, their index at its end), so that a data set has few files. That
 file is written and read here, record by record, in the bytes of Zarr's sharding codec: zarr-python
 would hold it in memory whole to write it, and takes about 1 ms for each read.
