@@ -43,6 +43,8 @@ class Summary:
     """Sources and granules that could not be read, and why; the rest is written."""
     synthetic: bool
     """Whether any granule was made up, not measured."""
+    unplaced: Sequence[str] = ()
+    """Granules in which no patch was placed: too small, or all too near to another split."""
 
     @property
     def dropped(self) -> int:
@@ -114,7 +116,7 @@ def convert(
         }
         if not any(splits.values()):
             raise partial.NothingLeft(_nothing_left(placed, left_out, failed, max_cloud))
-        facts |= {"left_out": left_out, "failed": failed}
+        facts |= {"left_out": left_out, "failed": failed, "unplaced": _unplaced(placed)}
         written = store.finish(unfinished, Manifest(file_format, spec, splits, facts))
     return Summary(
         target,
@@ -124,7 +126,14 @@ def convert(
         left_out,
         failed,
         survey.synthetic,
+        _unplaced(placed),
     )
+
+
+def _unplaced(placed: Placement) -> list[str]:
+    """Names of the granules without a patch."""
+    counts = np.bincount(placed.patches.site, minlength=len(placed.sites))
+    return [site.name for site, count in zip(placed.sites, counts, strict=True) if not count]
 
 
 def _do_parts(

@@ -188,6 +188,13 @@ def _print_summary(summary: Summary, task: str, by_place: bool) -> None:
     empty = [name for name, count in summary.counts.items() if not count]
     if by_place and empty:
         console.print(f"no patches in {', '.join(empty)}: too few places to keep splits apart")
+    if summary.unplaced:
+        names = ", ".join(summary.unplaced[:3]) + (", ..." if len(summary.unplaced) > 3 else "")
+        console.print(
+            f"no patch lies in {len(summary.unplaced):,} granules ({names}): too small, or all too "
+            "near to another split",
+            soft_wrap=True,
+        )
     if summary.failed:
         console.print(f"not read: {len(summary.failed):,} sources or granules, named below")
     console.print(f"written: {summary.folder}", soft_wrap=True)

@@ -11,7 +11,7 @@ import click.testing
 import numpy as np
 import pytest
 
-from data_pipelines import convert, cube, sample, store, synthetic
+from data_pipelines import convert, cube, geotiff, sample, store, synthetic
 from data_pipelines.spec import SPLITS, DataError
 from kerass2 import prepare
 
@@ -228,3 +228,20 @@ def test_real_scenes(shared_data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert summary.scenes == 3
     assert not summary.synthetic
     assert store.read_manifest(tmp_path / "out").provenance["synthetic"] is False
+
+
+def test_a_granule_without_a_patch_is_named(tmp_path: pathlib.Path) -> None:
+    """Several of one ground under names of their own: the splits leave some of them none."""
+    cubes = synthetic.build_cubes(360, seed=0)
+    for name in ("one", "two", "three", "far"):
+        corner = (399960.0 + 100_000 * (name == "far"), 5800020.0)
+        geotiff.write_folder(tmp_path / name, cubes, crs="EPSG:32632", corner=corner)
+    sources = [tmp_path / name for name in ("one", "two", "three", "far")]
+    summary = convert.convert(sources, tmp_path / "out", "superres_20m")
+    assert summary.unplaced
+    assert store.read_manifest(summary.folder).provenance["unplaced"] == summary.unplaced
+    result = click.testing.CliRunner().invoke(
+        prepare.main, [*map(str, sources), "-o", str(tmp_path / "again"), "--processes", "1"]
+    )
+    assert result.exit_code == 0, result.output
+    assert f"no patch lies in {len(summary.unplaced)} granules" in " ".join(result.output.split())
