@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from data_pipelines.granule import Granule
 
 # In the names of the prepared folders: raise it when their content changes.
-VERSION = 3
+VERSION = 4
 WHEEL = "configilm-0.7.1-py3-none-any.whl"
 REQUIREMENT = "configilm==0.7.1"
 SHA256 = "54e8c2424c55bb4e68dfda07593e155e9ecfa6c60b50585c4b378076934cf5e3"
