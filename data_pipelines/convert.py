@@ -81,7 +81,8 @@ def convert(
         folder: the data set to write; appears complete or not at all.
         task_name: a key of cube.TASKS.
         file_format: a key of store.FORMATS.
-        processes: how many cut; None: one for each core, but no more than there are parts.
+        processes: how many cut, of one core each; None: one for each core. Where there are fewer
+            parts, there is one for each part, and it decodes on several cores.
         scheduler: address of a dask scheduler instead, whose workers see the same files.
         max_cloud: leave out patches of which a mask says that more than this share is cloud.
         provenance: kept in the manifest, with Placement.facts and what was left out.
@@ -160,11 +161,13 @@ def _do_parts(
     before, total = sum(weights[number] for number in done), len(placed.patches.split)
     advance(before, total)
     order = [n for n in partition.largest_first(weights) if n not in done and weights[n]]
+    cores = workers.num_cores() if processes is None else processes
+    running = max(1, min(cores, len(order)))
     doing = workers.do_parts(
-        job,
+        dataclasses.replace(job, threads=1 if scheduler else max(1, cores // running)),
         order,
         build,
-        processes=_num_processes(processes, len(order)),
+        processes=running,
         scheduler=scheduler,
         advance=lambda more: advance(before + more, total),
     )
@@ -257,11 +260,6 @@ def _plan(
         crc = zlib.crc32(f"{_name(source)} {index} {name}".encode(), crc)
     fractions = list(options.get("fractions", ()))
     return {**chosen, "fractions": fractions, "granules": len(pieces), "places": f"{crc:08x}"}
-
-
-def _num_processes(asked: int | None, num_parts: int) -> int:
-    """No more than there are parts."""
-    return max(1, min(workers.num_cores() if asked is None else asked, num_parts))
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -12,9 +12,9 @@ import numpy as np
 
 from data_pipelines.spec import Batch, DatasetSpec
 
-# Threads that read batches, and batches they hold ready. They share Python's lock, but not while
-# they wait for the disk or convert arrays.
-READERS = 2
+# Batches that one thread holds ready. A second one would hinder it: both need Python's lock too
+# often (by `python -m benchmarks pipeline` rasterio was read 3 times slower with two, and nothing
+# faster).
 STEPS_AHEAD = 4
 
 # The last exceptions raised inside tf.data, which passes on their text only. See `cause`.
@@ -86,7 +86,7 @@ def cause(error: BaseException) -> BaseException:
 
 
 class _Ahead:
-    """Calls `read` for the next steps on threads of Python, while the model works on this one.
+    """Calls `read` for the next steps on a thread of Python, while the model works on this one.
 
     Not by tf.data's own prefetch, whose threads would call Python whenever they like: when the
     interpreter ends or collects a forgotten iterator in such a call, the iterator's destructor
@@ -95,7 +95,7 @@ class _Ahead:
 
     def __init__(self, read: Callable[[int], Batch], stop: int) -> None:
         self._read, self._stop = read, stop
-        self._pool = concurrent.futures.ThreadPoolExecutor(READERS, "read")
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "read")
         # Batches under way. Only single operations on a dict, which threads may do without a lock:
         # two iterators of one dataset may read a step twice, and get the same batch.
         self._batches: dict[int, concurrent.futures.Future[Batch]] = {}

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 from data_pipelines.spec import DataError
 
 # Files that a reader keeps open: a BigEarthNet has 1500, a process usually 1024 descriptors.
 MAX_OPEN = 128
+# Buffers that Linux fills in one call (IOV_MAX).
+MAX_BUFFERS = 1024
 
 
 class Descriptor:
@@ -58,6 +62,23 @@ class Descriptor:
         if len(data) != size:
             raise DataError(f"{where}: truncated: {len(data)} bytes, expected {size}")
         return data
+
+    def read_into(self, buffers: Sequence[Any], offset: int) -> int:
+        """Fill writable buffers one after the other, from `offset` on.
+
+        The system copies from its cache to where the bytes belong: no other copy, and no memory to
+        allocate.
+
+        Returns:
+            Bytes read; fewer than the buffers have only at the end of the file.
+        """
+        try:
+            done = os.preadv(self._number, buffers[:MAX_BUFFERS], offset)
+            for start in range(MAX_BUFFERS, len(buffers), MAX_BUFFERS):
+                done += os.preadv(self._number, buffers[start : start + MAX_BUFFERS], offset + done)
+        except OSError as error:
+            raise DataError(f"{self._path}: {error.strerror}") from None
+        return done
 
 
 def sync(path: pathlib.Path) -> None:

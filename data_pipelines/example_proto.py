@@ -5,6 +5,7 @@ No TensorFlow: its message classes are made here from their field numbers.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import struct
@@ -16,7 +17,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from numpy.typing import NDArray
 
 from data_pipelines.manifest import MANIFEST
-from data_pipelines.record import Arrays, features, stored_type
+from data_pipelines.record import MAX_NAME, Arrays, empty_rows, features, stored_type
 from data_pipelines.spec import DataError, DatasetSpec
 
 # Bytes around the data of a record: length (uint64) and its CRC (uint32); CRC of the data (uint32).
@@ -137,3 +138,73 @@ def decode(data: bytes, spec: DatasetSpec, where: str) -> tuple[dict[str, NDArra
     except (message.DecodeError, ValueError) as error:
         raise DataError(f"{where}: not an example of {spec.task}: {error}") from None
     return arrays, patch
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the parts of a record lie in it, as `encode` and `frame` make it.
+
+    Between arrays there are gaps: the frame, the keys and lengths of protobuf, the patch id. All
+    records of one spec whose patch ids are of one length are alike in all of it but the patch id
+    and the CRC at their end, so that arrays can be read without a parser.
+    """
+
+    keys: tuple[str, ...]
+    """Feature keys in the order of the file."""
+    gaps: tuple[int, ...]
+    """Bytes before each array, and behind the last one."""
+    before: bytes
+    """What the gaps, joined, hold before the patch id."""
+    behind: bytes
+    """What they hold behind it, before the CRC."""
+    num_bytes: int
+    """Size of the gaps together."""
+
+    def find_name(self, gaps: bytearray, start: int) -> bytes | None:
+        """The patch id of a record whose gaps begin at `start`; None where they are not these."""
+        begin = start + len(self.before)
+        stop = start + self.num_bytes - FOOTER_BYTES
+        end = stop - len(self.behind)
+        if gaps[start:begin] != self.before or gaps[end:stop] != self.behind:
+            return None
+        return bytes(gaps[begin:end])
+
+
+def find_layout(num_bytes: int, spec: DatasetSpec) -> Layout | None:
+    """The layout of records of that many bytes with their frame; None where `encode` makes none."""
+    # A longer name may also take a byte more for each of the lengths around it.
+    longest = num_bytes - len(_sample(spec, "a")) + 1
+    for length in range(longest, max(longest - 8, 0), -1):
+        if length <= MAX_NAME and len(_sample(spec, "a" * length)) == num_bytes:
+            return _build_layout(spec, length)
+    return None
+
+
+def _sample(spec: DatasetSpec, name: str, full: str = "") -> bytes:
+    """A record of zeros; the array of key `full` of ones in every bit."""
+    arrays = {key: values[0] for key, values in empty_rows(1, spec).items()}
+    for key, values in arrays.items():
+        values.view(np.uint8)[...] = 255 if key == full else 0
+    return frame(encode(arrays, name, spec))
+
+
+def _build_layout(spec: DatasetSpec, length: int) -> Layout:
+    """See where records differ when one part of them does."""
+    plain = _sample(spec, "a" * length)
+    zeros = np.frombuffer(plain, np.uint8)[:-FOOTER_BYTES]
+    starts = {}
+    for key, tensor in features(spec):
+        ones = np.frombuffer(_sample(spec, "a" * length, key), np.uint8)[:-FOOTER_BYTES]
+        starts[key] = int(np.flatnonzero(zeros != ones)[0]), tensor.num_bytes
+    other = np.frombuffer(_sample(spec, "b" * length), np.uint8)[:-FOOTER_BYTES]
+    name = int(np.flatnonzero(zeros != other)[0])
+    gaps, fixed, position, before = [], b"", 0, 0
+    keys = sorted(starts, key=lambda key: starts[key])
+    for start, size in [*(starts[key] for key in keys), (len(plain), 0)]:
+        if position <= name < start:
+            before = len(fixed) + name - position
+        gaps.append(start - position)
+        fixed += plain[position:start]
+        position = start + size
+    behind = fixed[before + length : -FOOTER_BYTES]
+    return Layout(tuple(keys), tuple(gaps), fixed[:before], behind, len(fixed))

@@ -75,11 +75,12 @@ class LocatedReader:
     def read(self, positions: NDArray[np.int64]) -> tuple[dict[str, NDArray[Any]], list[str]]:
         """Arrays by feature key, stacked in the order asked for, and patch ids."""
         rows = record.empty_rows(len(positions), self._spec)
+        stored = {key: record.as_bytes(values) for key, values in rows.items()}
         names = [""] * len(positions)
         for shard, run, numbers in record.runs(positions, self._counts):
             located = self._locate(shard)
             for key, dtype, size in self._arrays:
-                self._fill(rows[key], run, numbers, located.columns[key], dtype, size)
+                self._fill(rows[key], stored[key], run, numbers, located.columns[key], dtype, size)
             for row, number in zip(run.tolist(), numbers.tolist(), strict=True):
                 try:
                     names[row] = located.names[number].decode()
@@ -91,25 +92,30 @@ class LocatedReader:
     def _fill(
         self,
         rows: NDArray[Any],
+        stored: NDArray[np.uint8],
         run: NDArray[np.int64],
         numbers: NDArray[np.int64],
         column: Column,
         dtype: np.dtype[Any],
         size: int,
     ) -> None:
-        """Read one array of neighbouring records, `size` bytes each, chunk by chunk."""
+        """Read one array of neighbouring records, `size` bytes each, chunk by chunk.
+
+        `stored` is a view of `rows` as (record, byte).
+        """
         file, start = self._open(column.path), 0
         while start < len(numbers):
             first = int(numbers[start])
             chunk, skip = divmod(first, column.chunk_records)
             stop = int(np.searchsorted(numbers, first - skip + column.chunk_records))
             count = int(numbers[stop - 1]) - first + 1
-            where = f"{column.path}, record {first}"
             offset = int(column.chunks[chunk]) + skip * size
-            data = file.read_all(offset, count * size, where)
-            values = np.frombuffer(data, dtype).reshape(count, *rows.shape[1:])
-            if count == 1:
-                rows[run[start:stop]] = values
-            else:
+            done = 0
+            if record.LITTLE_ENDIAN and count == stop - start:
+                mine = [stored[row] for row in run[start:stop].tolist()]
+                done = file.read_into(mine, offset)
+            if done != count * size:
+                data = file.read_all(offset, count * size, f"{column.path}, record {first}")
+                values = np.frombuffer(data, dtype).reshape(count, *rows.shape[1:])
                 rows[run[start:stop]] = values[numbers[start:stop] - first]
             start = stop

@@ -71,6 +71,8 @@ class Job:
     """Edge of a patch [px of the target]."""
     file_format: str
     max_cloud: float | None
+    threads: int = 1
+    """Cores on which GDAL may decode for one process."""
     shard_bytes: int = store.SHARD_BYTES
 
 
@@ -114,7 +116,9 @@ def do_part(job: Job, part: Part, advance: Advance = lambda done: None) -> Done:
     left_out: dict[str, int] = {}
     failed: dict[str, str] = {}
     # A process that asked its own cluster to compute would wait for itself.
-    with dask.config.set(scheduler="synchronous"), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
+    # Threads are named, because by default GDAL decodes a JPEG 2000 on all cores of the machine.
+    options = {"GDAL_CACHEMAX": GDAL_CACHE, "GDAL_NUM_THREADS": job.threads}
+    with dask.config.set(scheduler="synchronous"), rasterio.Env(**options):
         try:
             shards = store.write_shards(
                 folder,

@@ -5,6 +5,9 @@ The same for every format, so that data sets of two formats can be compared reco
 
 from __future__ import annotations
 
+import itertools
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +15,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipelines import memory
 from data_pipelines.spec import DataError, DatasetSpec, TensorSpec
 
 # {"inputs": {name: (y, x, band)}, "targets": {...}, "patch_id": text}
@@ -21,6 +25,8 @@ Arrays = Mapping[str, NDArray[Any]]
 
 # Longest patch id in bytes: LMDB's longest key.
 MAX_NAME = 511
+# Whether arrays in memory have the bytes that files have.
+LITTLE_ENDIAN = sys.byteorder == "little"
 
 
 def features(spec: DatasetSpec) -> Iterator[tuple[str, TensorSpec]]:
@@ -80,11 +86,27 @@ def num_bytes(spec: DatasetSpec) -> int:
 
 def record_crc(arrays: Arrays, patch_id: str, spec: DatasetSpec) -> int:
     """CRC-32C of one example: its arrays' bytes (C order, little-endian) in order, then its id."""
-    crc = 0
-    for key, tensor in features(spec):
-        data = np.ascontiguousarray(arrays[key].astype(stored_type(tensor), copy=False))
-        crc = google_crc32c.extend(crc, data.tobytes())
-    return int(google_crc32c.extend(crc, patch_id.encode()))
+    rows = {key: arrays[key][np.newaxis] for key, _ in features(spec)}
+    return record_crcs(rows, [patch_id], spec)[0]
+
+
+def record_crcs(rows: Arrays, names: Sequence[str], spec: DatasetSpec) -> list[int]:
+    """record_crc of several examples, their arrays stacked along a first axis."""
+    stored = [as_bytes(rows[key].astype(stored_type(t), copy=False)) for key, t in features(spec)]
+    crcs = []
+    for row, name in enumerate(names):
+        crc = 0
+        for values in stored:
+            # Arrays as they are: bytes of each would be a copy.
+            crc = google_crc32c.extend(crc, values[row])
+        crcs.append(int(google_crc32c.extend(crc, name.encode())))
+    return crcs
+
+
+def as_bytes(rows: NDArray[Any]) -> NDArray[np.uint8]:
+    """(record, byte) of arrays stacked along their first axis; a view where they are contiguous."""
+    size = math.prod(rows.shape[1:]) * rows.itemsize
+    return np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), size)
 
 
 def runs(
@@ -105,12 +127,12 @@ def runs(
     order = np.argsort(positions, kind="stable")
     ordered = positions[order]
     shards = np.searchsorted(first, ordered, side="right") - 1
+    numbers = ordered - first[shards]
     breaks = np.flatnonzero((np.diff(ordered) > 1) | (np.diff(shards) > 0)) + 1
-    for rows in np.split(order, breaks):
-        shard = int(np.searchsorted(first, positions[rows[0]], side="right")) - 1
-        yield shard, rows, positions[rows] - first[shard]
+    for start, stop in itertools.pairwise([0, *breaks.tolist(), len(order)]):
+        yield int(shards[start]), order[start:stop], numbers[start:stop]
 
 
 def empty_rows(number: int, spec: DatasetSpec) -> dict[str, NDArray[Any]]:
     """Arrays for that many examples, to be filled, by feature key."""
-    return {key: np.empty((number, *tensor.shape), tensor.dtype) for key, tensor in features(spec)}
+    return {k: memory.empty((number, *t.shape), t.dtype) for k, t in features(spec)}

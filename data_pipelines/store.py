@@ -226,14 +226,15 @@ class _StoreSource:
 
         For every format: TFRecord's own CRCs pass a shard that has taken another's place.
         """
-        for row, (position, name) in enumerate(zip(positions.tolist(), names, strict=True)):
-            arrays = {key: values[row] for key, values in rows.items()}
-            crc, expected = record.record_crc(arrays, name, self.spec), int(self._crcs[position])
-            if crc != expected:
-                raise DataError(
-                    f"{self._name(position)}: CRC of record {crc:08x}, expected {expected:08x} "
-                    f"by {manifest.MANIFEST}"
-                )
+        found = np.array(record.record_crcs(rows, names, self.spec), np.uint32)
+        wrong = np.flatnonzero(found != self._crcs[positions])
+        if wrong.size:
+            row = int(wrong[0])
+            position = int(positions[row])
+            raise DataError(
+                f"{self._name(position)}: CRC of record {found[row]:08x}, expected "
+                f"{self._crcs[position]:08x} by {manifest.MANIFEST}"
+            )
 
     def _name(self, position: int) -> str:
         """Shard and record of a position in the split."""

@@ -18,7 +18,7 @@ import os
 import pathlib
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import google_crc32c
@@ -100,18 +100,25 @@ class Reader:
         self._spec = spec
         self._paths = [folder / shard.files[0].name for shard in shards]
         self._counts = [shard.count for shard in shards]
-        self._bounds = [np.array([*s.offsets, s.files[0].num_bytes], np.int64) for s in shards]
+        self._bounds = [array.array("q", [*s.offsets, s.files[0].num_bytes]) for s in shards]
         # An evicted descriptor closes when its last reader lets go of it.
         self._open = functools.lru_cache(MAX_OPEN)(Descriptor)
+        self._layout = functools.lru_cache(MAX_OPEN)(
+            lambda num_bytes: example_proto.find_layout(num_bytes, spec)
+        )
 
     def read(self, positions: NDArray[np.int64]) -> tuple[dict[str, NDArray[Any]], list[str]]:
         """Arrays by feature key, stacked in the order asked for, and patch ids.
 
-        Neighbouring records are read in one piece.
+        Neighbouring records are read in one piece, and records that ShardWriter has written without
+        a parser: straight to where their arrays belong.
         """
         rows = record.empty_rows(len(positions), self._spec)
+        stored = {key: record.as_bytes(values) for key, values in rows.items()}
         names = [""] * len(positions)
         for shard, run, numbers in record.runs(positions, self._counts):
+            if self._scatter(stored, names, shard, run.tolist(), numbers.tolist()):
+                continue
             examples = self._read_run(shard, int(numbers[0]), int(numbers[-1]))
             for row, number in zip(run.tolist(), (numbers - numbers[0]).tolist(), strict=True):
                 arrays, names[row] = examples[number]
@@ -119,14 +126,55 @@ class Reader:
                     rows[key][row] = value
         return rows, names
 
+    def _scatter(
+        self,
+        stored: Mapping[str, NDArray[np.uint8]],
+        names: list[str],
+        shard: int,
+        run: Sequence[int],
+        numbers: Sequence[int],
+    ) -> bool:
+        """Read neighbouring records to their rows; False where they are not as we write them.
+
+        Args:
+            stored: (record, byte) of each array, by feature key.
+            names: patch ids, to be filled.
+            shard: which shard.
+            run: the rows to fill.
+            numbers: the records of the shard, ascending.
+        """
+        bounds, first, count = self._bounds[shard], numbers[0], len(run)
+        size = bounds[first + 1] - bounds[first]
+        last = bounds[first + count] if numbers[-1] == first + count - 1 else -1
+        layout = self._layout(size) if last == bounds[first] + count * size else None
+        if layout is None or not record.LITTLE_ENDIAN:
+            return False
+        gaps = bytearray(count * layout.num_bytes)
+        view, position = memoryview(gaps), 0
+        buffers: list[Any] = []
+        for row in run:
+            for key, gap in zip(layout.keys, layout.gaps, strict=False):
+                buffers += (view[position : position + gap], stored[key][row])
+                position += gap
+            buffers.append(view[position : position + layout.gaps[-1]])
+            position += layout.gaps[-1]
+        if self._open(self._paths[shard]).read_into(buffers, bounds[first]) != count * size:
+            return False
+        for number, row in enumerate(run):
+            found = layout.find_name(gaps, number * layout.num_bytes)
+            if found is None:
+                return False
+            names[row] = found.decode(errors="replace")  # a damaged one fails its CRC
+        return True
+
     def _read_run(
         self, shard: int, first: int, last: int
     ) -> list[tuple[dict[str, NDArray[Any]], str]]:
         """Arrays and patch id of the records first..last of one shard."""
         path, bounds = self._paths[shard], self._bounds[shard][first : last + 2]
-        data = memoryview(self._open(path).read(int(bounds[0]), int(bounds[-1] - bounds[0])))
+        data = memoryview(self._open(path).read(bounds[0], bounds[-1] - bounds[0]))
         examples = []
-        ends = (bounds - bounds[0]).tolist()
+        ends = [bound - bounds[0] for bound in bounds]
         for number, (low, high) in enumerate(itertools.pairwise(ends), first):
             where = f"{path}, record {number}"
             payload = example_proto.unframe(data[low:high], high - low, where)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipelines import memory
 from data_pipelines.spec import Batch, DataError, DatasetSpec, TensorSpec
 
 # transform(batch, seed, epoch) -> batch. The batch holds "index" (n,): each patch's position in its
@@ -75,7 +76,7 @@ def dihedral(batch: Batch, seed: int, epoch: int) -> Batch:
             return images
         if images.shape[1] != images.shape[2]:
             raise DataError(f"dihedral: {name} is {images.shape[1:3]} pixels, expected a square")
-        turned = np.empty_like(images)
+        turned = memory.empty(images.shape, images.dtype)
         for element, where in enumerate(rows):
             if where.size:
                 turned[where] = turn(images[where], element)
@@ -97,10 +98,12 @@ def to_physical(batch: Batch, spec: DatasetSpec) -> Batch:
     def convert(
         arrays: Mapping[str, NDArray[Any]], specs: Mapping[str, TensorSpec]
     ) -> dict[str, NDArray[np.float32]]:
-        return {
-            name: np.multiply(values, np.float32(specs[name].scale), dtype=np.float32)
-            for name, values in arrays.items()
-        }
+        converted = {}
+        for name, values in arrays.items():
+            out = memory.empty(values.shape, np.float32)
+            np.multiply(values, np.float32(specs[name].scale), out=out, dtype=np.float32)
+            converted[name] = out
+        return converted
 
     return {
         **batch,

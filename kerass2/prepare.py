@@ -76,8 +76,8 @@ SPLITS = ("auto", "train", "validation", "test")
     "--processes",
     type=click.IntRange(1),
     metavar="N",
-    help="Processes on this machine; default: its cores, but no more than there are parts of work. "
-    "The result is the same for any number.",
+    help="Processes on this machine, of one core each; default: its cores. Where there are fewer "
+    "parts of work, each has several cores. The result is the same for any number.",
 )
 @click.option(
     "--dask",
