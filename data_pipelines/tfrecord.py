@@ -143,28 +143,31 @@ class Reader:
             run: the rows to fill.
             numbers: the records of the shard, ascending.
         """
-        bounds, first, count = self._bounds[shard], numbers[0], len(run)
-        size = bounds[first + 1] - bounds[first]
-        last = bounds[first + count] if numbers[-1] == first + count - 1 else -1
-        layout = self._layout(size) if last == bounds[first] + count * size else None
-        if layout is None or not record.LITTLE_ENDIAN:
+        bounds = self._bounds[shard][numbers[0] : numbers[-1] + 2]
+        found = [self._layout(stop - start) for start, stop in itertools.pairwise(bounds)]
+        layouts = [layout for layout in found if layout]
+        # Fewer: a record of another writer; more: one that is asked for twice.
+        if not len(layouts) == len(found) == len(run) or not record.LITTLE_ENDIAN:
             return False
-        gaps = bytearray(count * layout.num_bytes)
+        gaps = bytearray(sum(layout.num_bytes for layout in layouts))
         view, position = memoryview(gaps), 0
         buffers: list[Any] = []
-        for row in run:
+        for row, layout in zip(run, layouts, strict=True):
             for key, gap in zip(layout.keys, layout.gaps, strict=False):
                 buffers += (view[position : position + gap], stored[key][row])
                 position += gap
             buffers.append(view[position : position + layout.gaps[-1]])
             position += layout.gaps[-1]
-        if self._open(self._paths[shard]).read_into(buffers, bounds[first]) != count * size:
+        size = bounds[-1] - bounds[0]
+        if self._open(self._paths[shard]).read_into(buffers, bounds[0]) != size:
             return False
-        for number, row in enumerate(run):
-            found = layout.find_name(gaps, number * layout.num_bytes)
-            if found is None:
+        position = 0
+        for row, layout in zip(run, layouts, strict=True):
+            name = layout.find_name(gaps, position)
+            if name is None:
                 return False
-            names[row] = found.decode(errors="replace")  # a damaged one fails its CRC
+            position += layout.num_bytes
+            names[row] = name.decode(errors="replace")  # a damaged one fails its CRC
         return True
 
     def _read_run(

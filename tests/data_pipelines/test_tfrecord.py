@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from store_cases import SPEC, TEST, TRAIN, assert_is, make_example, make_examples, rewrite
 
 from data_pipelines import example_proto, manifest, store, tfrecord
+from data_pipelines.record import check_example
 from data_pipelines.spec import DataError
 
 SOME_FILE = settings(
@@ -106,6 +108,67 @@ def test_tensorflow_reads_our_shards(folder: pathlib.Path, split: str, numbers: 
             values = e[group][name]
             decoded = tf.io.decode_raw(found[key], values.dtype).numpy().reshape(values.shape)
             np.testing.assert_array_equal(decoded, values)
+
+
+@pytest.mark.parametrize("length", [1, 2, 100, *range(118, 130), 300, 511])
+def test_a_layout_tells_where_each_part_of_a_record_lies(length: int) -> None:
+    arrays, _ = check_example(make_example(3), SPEC)
+    name = "p" * length
+    data = example_proto.frame(example_proto.encode(arrays, name, SPEC))
+    layout = example_proto.find_layout(len(data), SPEC)
+    assert layout is not None
+    gaps, position = bytearray(), 0
+    for key, gap in zip(layout.keys, layout.gaps, strict=False):
+        gaps += data[position : position + gap]
+        position += gap
+        assert data[position : position + arrays[key].nbytes] == arrays[key].tobytes()
+        position += arrays[key].nbytes
+    gaps += data[position:]
+    assert sorted(layout.keys) == sorted(arrays)
+    assert layout.find_name(gaps, 0) == name.encode()
+    for byte in range(len(gaps) - example_proto.FOOTER_BYTES):
+        damaged = bytearray(gaps)
+        damaged[byte] ^= 1
+        assert layout.find_name(damaged, 0) != name.encode()
+
+
+def test_a_size_that_no_record_has_gives_no_layout() -> None:
+    arrays, _ = check_example(make_example(3), SPEC)
+    sizes = {
+        len(example_proto.frame(example_proto.encode(arrays, "p" * n, SPEC))) for n in range(1, 512)
+    }
+    for size in range(min(sizes) - 3, max(sizes) + 3):
+        assert (example_proto.find_layout(size, SPEC) is not None) == (size in sizes)
+
+
+def test_our_own_records_are_read_without_a_parser(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(example_proto, "decode", None)
+    source = store.open_source(folder, "train")
+    assert_is(source.read([7, 8, 9, 3, 39, 0]), [TRAIN[i] for i in (7, 8, 9, 3, 39, 0)])
+
+
+def test_records_of_another_writer_are_read_by_the_parser(copy: pathlib.Path) -> None:
+    """Features in another order: as many bytes, other places."""
+    found = store.read_manifest(copy).splits["train"][0]
+    path = copy / found.name
+    data, shuffled = path.read_bytes(), b""
+    for start, stop in itertools.pairwise([*found.offsets, len(data)]):
+        proto = example_proto.example_class().FromString(data[start + 12 : stop - 4])
+        entries = []
+        for key in reversed(sorted(proto.features.feature)):
+            one = example_proto.example_class()()
+            one.features.feature[key].CopyFrom(proto.features.feature[key])
+            entries.append(one.features.SerializeToString())
+        body = b"".join(entries)
+        length = bytes([len(body) & 127 | 128, len(body) >> 7])  # a varint of two bytes
+        shuffled += example_proto.frame(b"\n" + length + body)
+    assert len(shuffled) == len(data)
+    assert shuffled != data
+    path.write_bytes(shuffled)
+    source = store.open_source(copy, "train")
+    assert_is(source.read([2, 1, 1]), [TRAIN[2], TRAIN[1], TRAIN[1]])
 
 
 def test_shards_are_at_most_of_the_size_asked_for(folder: pathlib.Path) -> None:
