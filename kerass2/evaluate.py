@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 
 from data_pipelines.spec import DataError
 from kerass2 import cli, inputs, ranks, workdir
-from kerass2.scores import evaluate_model, evaluate_scenes, predict_methods
+from kerass2.scores import evaluate_model, evaluate_scenes, finite, predict_methods
 
 if TYPE_CHECKING:
     from kerass2.methods import Method
@@ -88,21 +87,12 @@ def check(
         DataError: what is missing or in the way.
     """
     from kerass2 import methods, tables
-    from kerass2 import whole as scenes
 
     found = (methods.find(model), *methods.parse(also))
     methods.check_tasks(found)
     main = found[0]
     rows = None if published is None else tables.read_published(published, main.task)
-    if whole is not None:
-        if split is not None:
-            raise DataError(f"--whole takes scenes as they are: --split {split} does not apply")
-        if data is None:
-            raise DataError("--whole needs --data: a product, a scene (.npz) or a folder of them")
-        opened, split = scenes.open_data(data, main.task), scenes.SPLIT
-    else:
-        opened, split = _find_data(main, data), split or "test"
-        opened.open(split)
+    opened, split = _open(main, data, split, whole)
     if output is None and main.file.suffix != ".npz":
         output = main.file.parent / workdir.EVALUATION
     if output is not None:
@@ -111,11 +101,24 @@ def check(
     return Job(found, opened, split, output, rows, whole)
 
 
-def _find_data(main: Method, data: str | None) -> inputs.Data:
-    """What to evaluate on: see inputs.find_data; published weights do not say what they saw."""
-    if main.file.suffix == ".npz":
-        return inputs.choose_data(data, main.task)
-    return inputs.find_data(main.file, data)
+def _open(
+    main: Method, data: str | None, split: str | None, whole: str | None
+) -> tuple[inputs.Data, str]:
+    """What to evaluate on, and its split; see check."""
+    from kerass2 import whole as scenes
+
+    if whole is not None:
+        if split is not None:
+            raise DataError(f"--whole takes scenes as they are: --split {split} does not apply")
+        if data is None:
+            raise DataError("--whole needs --data: a product, a scene (.npz) or a folder of them")
+        return scenes.open_data(data, main.task), scenes.SPLIT
+    if main.file.suffix == ".npz":  # published weights have no data set of their own
+        found = inputs.choose_data(data, main.task)
+    else:
+        found = inputs.find_data(main.file, data)
+    found.open(split or "test")
+    return found, split or "test"
 
 
 def _check_output(
@@ -199,15 +202,6 @@ def run(job: Job, strategy: Strategy) -> dict[str, Any]:
         workdir.write_json(job.output, finite(result))
     strategy.sum(np.zeros(1))  # ranks leave together: one that is gone looks like one that died
     return result
-
-
-def finite(value: Any) -> Any:
-    """The same nested values, None for each number that is not finite."""
-    if isinstance(value, Mapping):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- the command --------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ whichever patches it has seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +150,15 @@ def over_scenes(results: Sequence[Results]) -> dict[str, dict[str, dict[str, flo
                 std = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else float("nan")
             found[metric][key] = {"mean": float(np.mean(numbers)), "std": std}
     return found
+
+
+def finite(value: Any) -> Any:
+    """The same nested values, None for each number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- models on data -----------------------------------------------------------------------------

@@ -186,6 +186,8 @@ def _usable(cube: NDArray[np.uint16]) -> NDArray[np.bool_]:
 
 def _compile(model: keras.Model, view: str) -> Callable[[Scene], NDArray[np.float32]]:
     """A function that gives (y, x, band) reflectance of a whole scene."""
+    import keras
+
     from kerass2 import models, tiling
 
     described, compiled = models.describe(model), tiling.compile_prediction(model)
@@ -204,7 +206,9 @@ def _compile(model: keras.Model, view: str) -> Callable[[Scene], NDArray[np.floa
 
     def at_once(scene: Scene) -> NDArray[np.float32]:
         given = {name: _reflectance(scene.cubes[name]) for name in ratios}
-        return np.asarray(compiled(given)[described["target"]][0])
+        # Not compiled: each scene of another size would be compiled anew.
+        predicted = model(given, training=False)[described["target"]]
+        return np.asarray(keras.ops.convert_to_numpy(predicted)[0])
 
     return by_windows if view == WINDOWS else at_once
 
