@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -99,7 +100,11 @@ def _write_zarr(raw: RawRaster, path: pathlib.Path) -> None:
 
     about = raw.description
     dataset, encoding = _lazy_dataset(about)
-    dataset.to_zarr(path, mode="w", zarr_format=3, compute=False, encoding=encoding, consolidated=False)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        # Zarr 3 has no consolidated metadata in its specification yet; xarray warns without.
+        dataset.to_zarr(
+            path, mode="w", zarr_format=3, compute=False, encoding=encoding, consolidated=True
+        )
     group = zarr.open_group(str(path), mode="r+", zarr_format=3)
     with rasterio.open(raw.vrt) as file:
         for index, band in enumerate(about.bands):

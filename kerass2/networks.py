@@ -101,6 +101,7 @@ def build_network(
     """
     from kerass2 import inputs, models
 
+    sizes_known = False
     if procedure not in PROCEDURES:
         raise DataError(f"procedure {procedure!r}; there are {', '.join(PROCEDURES)}")
     if precision is not None:
@@ -117,7 +118,7 @@ def build_network(
         cropped = cropping.crop(model, ratios)
         network, step, flops = cropped.model, cropped.step, cropped.flops
         inside = sum(flop for flop, _ in cropped.work)
-        place = _exact_pieces(cropped.halo, step)
+        place, sizes_known = _exact_pieces(cropped.halo, step), True
     else:
         lattice = tiling.build_lattice(model, ratios, window or WINDOW_WHOLE)
         network, step, flops, inside = model, lattice.core, _no_flops, 0.0
@@ -131,7 +132,7 @@ def build_network(
         tiling.receptive_radius(model),
         step,
         place,
-        _only(tiling.compile_prediction(network), described["target"]),
+        _only(tiling.compile_prediction(network, sizes_known=sizes_known), described["target"]),
         flops,
         inside,
     )

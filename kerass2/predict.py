@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from data_pipelines.granule import Granule
     from data_pipelines.windows import Window
-    from kerass2.predict_job import Job
     from kerass2.outputs import Advance
 
 # Repeated here so that --help imports neither numpy nor rasterio; a test holds them equal.

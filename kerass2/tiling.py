@@ -102,8 +102,13 @@ def build_lattice(model: Any, ratios: Mapping[str, int], window: int) -> Lattice
     return Lattice(core, halo, dict(ratios))
 
 
-def compile_prediction(model: Any) -> Predict:
+def compile_prediction(model: Any, *, sizes_known: bool = False) -> Predict:
     """A compiled call: {input: (batch, y, x, band) float32 reflectance} to {target: likewise}.
+
+    Args:
+        model: a model of kerass2.models.
+        sizes_known: trace the model again for each size of its inputs: worth it where there are
+            few of them, since it then knows that blocks are whole.
 
     Under TensorFlow a function of our own instead of model.predict_on_batch, which goes through
     tf.distribute when the model was made in a strategy's scope: every rank would then have to take
@@ -122,7 +127,9 @@ def compile_prediction(model: Any) -> Predict:
 
     # A batch of another size is traced once more; then the batch axis is left open.
     compiled = tf.function(
-        lambda inputs: model(inputs, training=False), reduce_retracing=True, autograph=False
+        lambda inputs: model(inputs, training=False),
+        reduce_retracing=not sizes_known,
+        autograph=False,
     )
 
     def predict_tensorflow(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
