@@ -83,14 +83,14 @@ def _copy(raw: RawRaster, path: pathlib.Path, **options: Any) -> None:
     rasterio.shutil.copy(
         os.fspath(raw.vrt), os.fspath(path), COMPRESS="DEFLATE", BIGTIFF="IF_SAFER", **options
     )
-    # A disk that ran full shows where GDAL wrote last; libtiff has been seen to keep that to itself.
+    # A disk that ran full shows where GDAL wrote last; libtiff has been seen to hide that.
     with rasterio.open(path) as file:
         last = [n - 1 for n in (file.height, file.width)]
         file.read(file.count, window=((last[0], last[0] + 1), (last[1], last[1] + 1)))
 
 
 def _write_zarr(raw: RawRaster, path: pathlib.Path) -> None:
-    """A Zarr v3 group as xarray writes and reads it: one (y, x) array a band, CF's scale and offset.
+    """A Zarr v3 group as xarray has it: one (y, x) array a band, CF's scale and offset.
 
     `xarray.open_zarr(path)` gives reflectance, NaN where there are no data; with
     `mask_and_scale=False` DN. Its CRS is a grid mapping (`spatial_ref`), which rioxarray reads.
@@ -105,7 +105,7 @@ def _write_zarr(raw: RawRaster, path: pathlib.Path) -> None:
         dataset.to_zarr(
             path, mode="w", zarr_format=3, compute=False, encoding=encoding, consolidated=True
         )
-    group = zarr.open_group(str(path), mode="r+", zarr_format=3)
+    group: Any = zarr.open_group(str(path), mode="r+", zarr_format=3)
     with rasterio.open(raw.vrt) as file:
         for index, band in enumerate(about.bands):
             for y in range(0, about.height, ZARR_SHARD):

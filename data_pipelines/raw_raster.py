@@ -1,8 +1,8 @@
 """A raster that grows in any order, by any number of processes: plain pixels in one file.
 
 A window is written where it belongs, whatever was written before, so a prediction can be broken off
-and go on, and ranks can share it. GDAL reads the file through a VRT beside it, which has all that is
-known of the pixels; raster_formats makes COG, GeoTIFF or Zarr of that.
+and go on, and ranks can share it. GDAL reads the file through a VRT beside it, which has all that
+is known of the pixels; raster_formats makes COG, GeoTIFF or Zarr of that.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class RawRaster:
 
     def _put(self, values: NDArray[np.uint16], position: int) -> None:
         """Contiguous values at a position [px]; the system may take them in pieces."""
-        data = memoryview(values).cast("B")
+        data = memoryview(values.data).cast("B")
         at = position * DTYPE.itemsize
         while len(data):
             done = os.pwrite(self._file or 0, data, at)

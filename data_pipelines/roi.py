@@ -113,6 +113,12 @@ def _flat(values: Any) -> Iterator[tuple[float, float]]:
         yield from _flat(inner)
 
 
+def place_of(transform: Sequence[float], x: float, y: float) -> tuple[float, float]:
+    """Where six numbers of an affine.Affine take a point; its own sign for this changed with 3."""
+    a, b, c, d, e, f = transform
+    return a * x + b * y + c, d * x + e * y + f
+
+
 def _around(
     name: str,
     points: Sequence[tuple[float, float]],
@@ -129,8 +135,8 @@ def _around(
     xs, ys = rasterio.warp.transform(
         LONLAT, crs, [lon for lon, _ in points], [lat for _, lat in points]
     )
-    inverse = ~Affine(*transform)
-    places = [inverse * point for point in zip(xs, ys, strict=True)]
+    inverse = tuple(~Affine(*transform))[:6]
+    places = [place_of(inverse, *point) for point in zip(xs, ys, strict=True)]
     if not all(math.isfinite(value) for place in places for value in place):
         raise DataError(f"{name}: the ROI has no place in {crs}")
     # A corner that is meant to lie on a pixel's edge is off by rounding.

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from data_pipelines import sentinel2
+from data_pipelines import roi, sentinel2
 from data_pipelines.granule import Granule
 from data_pipelines.raw_raster import Description
 from data_pipelines.spec import DataError
@@ -118,14 +118,13 @@ def build(
 def footprint(about: Description) -> dict[str, Any]:
     """The outline in longitudes and latitudes: a GeoJSON polygon, counterclockwise."""
     import rasterio.warp
-    from affine import Affine
 
     steps = [k / DENSITY for k in range(DENSITY)]
     # Down the left side, along the bottom, up the right side, back along the top.
     sides = [(0.0, t) for t in steps] + [(t, 1.0) for t in steps]
     sides += [(1.0, 1 - t) for t in steps] + [(1 - t, 0.0) for t in steps]
-    transform = Affine(*(about.transform or ()))
-    points = [transform * (x * about.width, y * about.height) for x, y in sides]
+    transform = about.transform or ()
+    points = [roi.place_of(transform, x * about.width, y * about.height) for x, y in sides]
     lons, lats = rasterio.warp.transform(
         about.crs, "EPSG:4326", [x for x, _ in points], [y for _, y in points]
     )

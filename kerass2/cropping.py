@@ -20,8 +20,9 @@ from data_pipelines.spec import DataError
 SLACK = 3
 # Layers that look at no other pixel than the one they give.
 POINTWISE = frozenset(
-    "ScaleReflectance ResidualSum Add Subtract Multiply Concatenate Activation ReLU LeakyReLU "
-    "PReLU Dropout SpatialDropout2D BatchNormalization SyncBatchNormalization Identity".split()
+    {"ScaleReflectance", "ResidualSum", "Add", "Subtract", "Multiply", "Concatenate"}
+    | {"Activation", "ReLU", "LeakyReLU", "PReLU", "Identity", "Dropout", "SpatialDropout2D"}
+    | {"BatchNormalization", "SyncBatchNormalization"}
 )
 # Layers that look at a whole block, or at the whole window where they have none.
 IN_BLOCKS = frozenset({"MeanShift", "SelfAttention"})
@@ -94,23 +95,21 @@ def _clone(model: Any, call: Any) -> Any:
     """The graph once more with the same layers, each called by `call`."""
     import keras
 
-    return keras.models.clone_model(
-        model, clone_function=lambda layer: layer, call_function=call
-    )
+    return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
 
 
 def _reads(layer: Any, margin: int) -> int:
     """Margin of a layer's input that its output needs to be right with this margin [px]."""
     kind = type(layer).__name__
     if kind in IN_BLOCKS:
-        return -(-margin // layer.block) * int(layer.block)
+        return -(-margin // int(layer.block)) * int(layer.block)
     if kind in POINTWISE:
         return margin
     if kind == "Upsample":
-        return interpolation_margin(margin, layer.scale, cubic=_is_cubic(layer))
+        return interpolation_margin(margin, int(layer.scale), cubic=_is_cubic(layer))
     if hasattr(layer, "kernel_size") and set(layer.strides) == {1} and layer.padding == "same":
         sizes = zip(layer.kernel_size, layer.dilation_rate, strict=True)
-        return margin + max(dilation * (kernel // 2) for kernel, dilation in sizes)
+        return margin + max(int(dilation) * (int(kernel) // 2) for kernel, dilation in sizes)
     raise DataError(f"layer {layer.name!r} ({kind}): it is not known how far it looks")
 
 
@@ -188,7 +187,7 @@ class _Builder:
 def _flop(layer: Any, channels: int) -> float:
     """Of a convolution or attention for each pixel; other layers take next to none."""
     if hasattr(layer, "kernel_size"):
-        return 2.0 * math.prod(layer.kernel_size) * channels * int(layer.filters)
+        return 2.0 * float(math.prod(layer.kernel_size)) * channels * int(layer.filters)
     if type(layer).__name__ == "SelfAttention":
         keys, pixels = int(layer.key_filters), int(layer.block) ** 2
         return 2.0 * (channels * (2 * keys + channels) + pixels * (keys + channels))

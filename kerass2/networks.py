@@ -158,9 +158,7 @@ def build_bicubic(task: str) -> Network:
         return fine[:, halo : fine.shape[1] - halo, halo : fine.shape[2] - halo]
 
     place = _exact_pieces(halo, ratio)
-    return Network(
-        "bicubic", task, {lowres: bands}, bands, lowres, halo, ratio, place, predict
-    )
+    return Network("bicubic", task, {lowres: bands}, bands, lowres, halo, ratio, place, predict)
 
 
 def recast(model: keras.Model, precision: str) -> keras.Model:
@@ -254,7 +252,10 @@ def _dsen2_pieces(
 def _pieces(
     cells: Callable[[int, int, int], Iterator[tuple[int, int, int]]], edge: Callable[[int], int]
 ) -> Callable[[Window, tuple[int, int]], list[Piece]]:
-    """Pieces of cells along both axes; cells: (start, stop, size) -> (own start, own stop, view)."""
+    """Pieces of cells along both axes.
+
+    `cells`: (start, stop, size of the axis) -> (own start, own stop, start of the view).
+    """
 
     def place(region: Window, shape: tuple[int, int]) -> list[Piece]:
         pieces = []

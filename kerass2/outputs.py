@@ -1,7 +1,8 @@
 """A prediction on disk: made window by window, by one process or many ranks, and resumed.
 
-Windows go into a raw raster in a folder `.NAME.partial` beside the output, and a journal there notes
-each one that is on disk. When all are, rank 0 makes the output of them, which then takes its name.
+Windows go into a raw raster in a folder `.NAME.partial` beside the output, and a journal there
+notes each one that is on disk. When all are, rank 0 makes the output of them, which then takes its
+name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from data_pipelines import files, journal, partial, raster_formats
 from data_pipelines.raw_raster import RawRaster
 from data_pipelines.spec import DataError
 from data_pipelines.windows import Window
-from kerass2 import sharpen
+from kerass2 import meaning, sharpen
 
 if TYPE_CHECKING:
     from kerass2.sharpen import Plan
@@ -91,7 +93,7 @@ def write_output(
     overwrite: bool = False,
     resume: bool = False,
     advance: Advance | None = None,
-) -> None:
+) -> tuple[float, float]:
     """Make an output. Every rank of `strategy` calls it; it appears complete or not at all.
 
     Args:
@@ -104,12 +106,15 @@ def write_output(
         resume: go on with what a broken-off call has left.
         advance: called with the number of regions done by this rank or found done.
 
+    Returns:
+        Seconds that the regions took, reading and computing, and the output after them.
+
     Raises:
         DataError: see Target.check, sharpen.make_regions and raster_formats.write_as. What was
             done is kept for `resume`.
     """
     folder = partial.path_of(target.path)
-    raw = RawRaster(folder, sharpen.describe_output(plan))
+    raw = RawRaster(folder, meaning.describe_output(plan))
     regions = plan.regions
     with contextlib.ExitStack() as stack:
         with together(strategy, f"rank 0 could not begin {target.path}"):
@@ -122,11 +127,14 @@ def write_output(
         if advance is not None:
             advance(len(regions) - len(numbers))
         mine = share(numbers, strategy.rank, strategy.world_size)
+        times = [time.monotonic()]
         with together(strategy, f"{target.path}: another rank failed"):
             _make(plan, raw, folder, [(n, regions[n]) for n in mine], advance)
+        times.append(time.monotonic())
         with together(strategy, f"{target.path}: rank 0 could not complete it"):
             if strategy.is_chief:
                 _complete(plan, raw, folder, target, overwrite)
+    return times[1] - times[0], time.monotonic() - times[1]
 
 
 def share(numbers: Sequence[int], rank: int, world_size: int) -> Sequence[int]:

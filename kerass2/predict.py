@@ -53,21 +53,19 @@ def predict_granule(
     Returns:
         One (y, x) variable a band, uint16 DN at 10 m: 0 where the band to sharpen has no data,
         65535 where it is saturated, else 1 to 65534; reflectance is (DN + offset) / quantification,
-        both attributes. See sharpen.build_dataset.
+        both attributes. See lazy.build_dataset.
 
     Raises:
         DataError: the granule lacks what the model takes; and when pixels are computed, the model
             gives NaN.
     """
-    from kerass2 import networks, sharpen
+    from kerass2 import lazy, networks, sharpen
 
     models = [model] if model_60m is None else [model, model_60m]
     used = [
         networks.build_network(each, procedure=procedure, precision=precision) for each in models
     ]
-    return sharpen.build_dataset(
-        sharpen.build_plan(granule, used, bands=bands, roi=roi, core=core)
-    )
+    return lazy.build_dataset(sharpen.build_plan(granule, used, bands=bands, roi=roi, core=core))
 
 
 class _Numbers(click.ParamType):

@@ -198,7 +198,7 @@ def _run(job: Job, networks: list[Network], number: int, strategy: Strategy, beg
             click.echo(message, err=True)
     advance: Advance = begin(plan.granule.name, len(plan.regions))
     try:
-        outputs.write_output(
+        seconds = outputs.write_output(
             plan,
             target,
             strategy,
@@ -216,20 +216,21 @@ def _run(job: Job, networks: list[Network], number: int, strategy: Strategy, beg
             )
         raise
     size = f"{plan.roi.height} x {plan.roi.width} px of 10 m"
-    spent = sharpen.describe_work(plan)
-    return f"wrote {target.path}: {size}, {len(plan.bands)} bands, {plan.granule.name}{spent}"
+    spent = f"{seconds[0]:.1f} s for windows, {seconds[1]:.1f} s for the output"
+    spent += sharpen.describe_work(plan)
+    return f"wrote {target.path}: {size}, {len(plan.bands)} bands, {plan.granule.name}; {spent}"
 
 
 def _plan(job: Job, networks: list[Network], source: pathlib.Path, *, say: bool) -> Any:
     """Open a granule and say what there is to say about it."""
     from data_pipelines.granule import open_granule
-    from kerass2 import sharpen
+    from kerass2 import meaning, sharpen
 
     granule = open_granule(source)
     options = job.options
     if say and granule.synthetic:
         click.echo("THE INPUT IS SYNTHETIC (MADE UP, NOT MEASURED), SO IS THE OUTPUT", err=True)
-    place = sharpen.georeference(granule)
+    place = meaning.georeference(granule)
     if say and place["crs"] is None:
         click.echo(f"warning: {source} has no CRS, so the output will have none", err=True)
     with warnings.catch_warnings(action="default" if say else "ignore"):
@@ -254,7 +255,7 @@ def _find_roi(granule: Granule, options: dict[str, Any], place: dict[str, Any]) 
 
 
 def trained_level(path: pathlib.Path) -> str | None:
-    """"L1C" or "L2A": what a model was trained on, where its name or the record beside it tells."""
+    """What a model was trained on, "L1C" or "L2A", where its name or the record beside it says."""
     record = inputs.read_json(path.parent / workdir.DATA) or {}
     card = inputs.read_json(path.with_suffix(".json")) or {}
     texts = [path.name, *(str(r.get(k, "")) for r in (card, record) for k in ("level", "data"))]

@@ -83,6 +83,7 @@ def _read(
         ratio = max(1.0, max(file.height, file.width) / size)
         shape = (max(1, round(file.height / ratio)), max(1, round(file.width / ratio)))
         options["out_shape"] = (len(numbers), *shape)
+    values: NDArray[np.float32]
     values = file.read(numbers, **options).transpose(1, 2, 0).astype(np.float32)
     values[values == sentinel2.NO_DATA] = np.nan
     return values
@@ -132,4 +133,5 @@ def _range(values: NDArray[np.float32]) -> tuple[NDArray[Any], float]:
 def _draw(values: NDArray[np.float32], low: NDArray[Any], spread: float) -> NDArray[np.uint8]:
     """8 bit; white where there are no data."""
     light = np.clip((values - low) / spread, 0, 1) ** GAMMA
-    return (np.nan_to_num(light, nan=1.0) * 255).round().astype(np.uint8)
+    drawn: NDArray[np.uint8] = (np.nan_to_num(light, nan=1.0) * 255).round().astype(np.uint8)
+    return drawn

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +14,13 @@ from numpy.typing import NDArray
 from data_pipelines import sentinel2
 from data_pipelines.spec import DataError
 from data_pipelines.windows import Window
-from kerass2 import tiling
+from kerass2 import meaning, tiling
 from kerass2.networks import Network, predict_region
 
 if TYPE_CHECKING:
     import xarray
 
     from data_pipelines.granule import Granule
-    from data_pipelines.raw_raster import Description
 
 # Edge of a region [px of 10 m], about. Larger ones spend less on overlap and more memory: full-size
 # networks hold about 2 kB a pixel.
@@ -100,9 +98,13 @@ def build_plan(
     plain = [band for band in wanted if band not in given]
     if plain and not _has(granule, "gsd10", plain):
         raise DataError(f"{granule.name}: has no band {','.join(plain)}")
-    shape = tiling.granule_shape(
-        granule.cubes, {name: ratio for n in used for name, ratio in n.ratios.items()}
-    ) if used else granule.shape
+    shape = (
+        tiling.granule_shape(
+            granule.cubes, {name: ratio for n in used for name, ratio in n.ratios.items()}
+        )
+        if used
+        else granule.shape
+    )
     whole = Window(0, 0, *shape)
     roi = roi or whole
     least = 2 * max((n.radius for n in used), default=0) + 1
@@ -172,9 +174,7 @@ def make_regions(
     """
     cubes = plan.cubes
     regions = plan.regions if regions is None else regions
-    for region, strips in tiling.read_strips(
-        cubes, plan.networks, regions, plan.granule.shape
-    ):
+    for region, strips in tiling.read_strips(cubes, plan.networks, regions, plan.granule.shape):
         yield region, make_region(plan, cubes, strips, region)
 
 
@@ -224,7 +224,7 @@ def _sharpen(
             f"model {network.name} gives NaN or Inf in rows {region.y} to "
             f"{region.y + region.height}: is it trained?"
         )
-    dn = to_dn(made.transpose(2, 0, 1), **dn_meaning(cubes[network.lowres]))
+    dn = meaning.to_dn(made.transpose(2, 0, 1), **meaning.dn_meaning(cubes[network.lowres]))
     dn[empty], dn[saturated] = sentinel2.NO_DATA, sentinel2.SATURATED
     return dn
 
@@ -234,170 +234,6 @@ def _on_grid(window: Window, ratio: int) -> Window:
     y, x = window.y // ratio * ratio, window.x // ratio * ratio
     height = -(-(window.y + window.height) // ratio) * ratio - y
     return Window(y, x, height, -(-(window.x + window.width) // ratio) * ratio - x)
-
-
-def to_dn(
-    reflectance: NDArray[Any], *, offset: NDArray[Any], quantification: NDArray[Any]
-) -> NDArray[np.uint16]:
-    """DN (band, y, x) of reflectance [1], 1 to 65534.
-
-    0 would say that there are no data, 65535 that the pixel is saturated: what DN cannot say is
-    clipped, so that nothing wraps around.
-    """
-    dn = reflectance * quantification[:, None, None] - offset[:, None, None]
-    np.rint(dn, out=dn)
-    np.clip(dn, sentinel2.NO_DATA + 1, sentinel2.SATURATED - 1, out=dn)
-    return dn.astype(np.uint16)
-
-
-def dn_meaning(cube: xarray.DataArray) -> dict[str, NDArray[np.float64]]:
-    """What the DN of a cube mean: reflectance = (dn + offset) / quantification.
-
-    Returns:
-        {"offset": (band,) [DN], "quantification": (band,)}; 0 and 10000 where the cube says
-        nothing.
-    """
-    default = {"offset": 0, "quantification": sentinel2.QUANTIFICATION}
-    number = len(cube.band)
-    return {
-        key: np.array(cube.attrs.get(key, (value,) * number), np.float64)
-        for key, value in default.items()
-    }
-
-
-def band_meaning(plan: Plan) -> dict[str, tuple[float, float]]:
-    """Band of the output -> (offset [DN], quantification)."""
-    found = {}
-    for cube in plan.granule.cubes.values():
-        meaning = dn_meaning(cube)
-        pairs = zip(meaning["offset"].tolist(), meaning["quantification"].tolist(), strict=True)
-        found.update(zip(map(str, cube.band.values), pairs, strict=True))
-    return {band: found[band] for band in plan.bands}
-
-
-def georeference(granule: Granule, roi: Window | None = None) -> dict[str, Any]:
-    """CRS and transform of a window of 10 m: {"crs": text or None, "transform": six or None}.
-
-    The first cube that has them tells; a coarser grid begins at the same corner.
-    """
-    for name, cube in granule.cubes.items():
-        if cube.attrs.get("transform") is not None:
-            a, b, c, d, e, f = cube.attrs["transform"]
-            ratio = sentinel2.GSDS[name] / 10
-            a, b, d, e = a / ratio, b / ratio, d / ratio, e / ratio
-            y, x = (0, 0) if roi is None else (roi.y, roi.x)
-            transform = (a, b, c + a * x + b * y, d, e, f + d * x + e * y)
-            return {"crs": cube.attrs.get("crs"), "transform": transform}
-    return {"crs": None, "transform": None}
-
-
-def describe_output(plan: Plan) -> Description:
-    """What a file with the output says of itself.
-
-    DN mean what they mean in the granule. Where that is not reflectance x 10000, each band bears
-    GDAL's scale and offset, with which readers get reflectance.
-    """
-    from data_pipelines import geotiff
-    from data_pipelines.raw_raster import Description
-
-    meaning = band_meaning(plan)
-    plain = set(meaning.values()) == {(0.0, float(sentinel2.QUANTIFICATION))}
-    unit = "DN of the source: reflectance = DN x scale + offset of the band"
-    tags = {
-        "SOURCE": plan.granule.scene,
-        "MODEL": ", ".join(network.name for network in plan.networks) or "none",
-        "UNIT": "reflectance x 10000, no offset" if plain else unit,
-        **{key.upper(): str(plan.granule.facts[key]) for key in ("level", "time", "tile")
-           if key in plan.granule.facts},
-        **(geotiff.SYNTHETIC_TAGS if plan.granule.synthetic else {}),
-    }
-    scales = tuple(1 / quantification for _, quantification in meaning.values())
-    offsets = tuple(offset / quantification for offset, quantification in meaning.values())
-    return Description(
-        plan.bands,
-        plan.roi.height,
-        plan.roi.width,
-        scales=None if plain else scales,
-        offsets=None if plain else offsets,
-        tags=tags,
-        **georeference(plan.granule, plan.roi),
-    )
-
-
-def build_dataset(plan: Plan) -> xarray.Dataset:
-    """The output as a lazy Dataset: one (y, x) variable a band, one dask block a region.
-
-    A part that is computed computes its regions only, for all bands at once; chunks of the granule
-    that regions share are read once in a computation.
-
-    Returns:
-        Variables uint16 DN with attributes offset, quantification, wavelength, gsd, nodata and
-        saturated; coordinates x, y and spatial_ref, as rioxarray reads them.
-    """
-    import dask
-    import dask.array
-    import xarray
-
-    from data_pipelines.xarray_backend import coordinates
-
-    cubes, regions = plan.cubes, plan.regions
-    make = dask.delayed(functools.partial(_make_block, plan), pure=False)
-    rows: dict[int, list[Any]] = {}
-    for region in regions:
-        union = tiling.reading_window(plan.networks, region, plan.granule.shape)
-        pixels = [_around(cube, name, union, plan.granule.shape) for name, cube in cubes.items()]
-        block = make(region, [first for first, _ in pixels], [values for _, values in pixels])
-        shape = len(plan.bands), region.height, region.width
-        rows.setdefault(region.y, []).append(
-            dask.array.from_delayed(block, shape, np.uint16, meta=np.empty((0, 0, 0), np.uint16))
-        )
-    whole = dask.array.block([[block for block in row] for row in rows.values()])
-    place = georeference(plan.granule, plan.roi)
-    meaning = band_meaning(plan)
-    variables = {}
-    for index, band in enumerate(plan.bands):
-        offset, quantification = meaning[band]
-        attributes = {
-            "gsd": 10.0,
-            "nodata": sentinel2.NO_DATA,
-            "saturated": sentinel2.SATURATED,
-            "units": "DN",
-            "offset": offset,
-            "quantification": quantification,
-            "wavelength": sentinel2.BANDS[band].wavelength,
-        }
-        if place["crs"] is not None:
-            attributes["grid_mapping"] = "spatial_ref"
-        variables[band] = (("y", "x"), whole[index], attributes)
-    places = coordinates(place["transform"], place["crs"], (plan.roi.height, plan.roi.width))
-    about = {"granule": plan.granule.name, **describe_output(plan).tags}
-    return xarray.Dataset(variables, places, about)
-
-
-def _around(
-    cube: xarray.DataArray, name: str, union: Window, shape: tuple[int, int]
-) -> tuple[tuple[int, int], Any]:
-    """((first row, first column), pixels, lazy or not) of a cube that a window needs."""
-    ratio = sentinel2.GSDS[name] // 10
-    window = union.coarser(ratio)
-    y = tiling.mirrored(window.y, window.y + window.height, shape[0] // ratio)
-    x = tiling.mirrored(window.x, window.x + window.width, shape[1] // ratio)
-    rows = slice(int(y.min()), int(y.max()) + 1)
-    columns = slice(int(x.min()), int(x.max()) + 1)
-    return (rows.start, columns.start), cube.data[:, rows, columns]
-
-
-def _make_block(
-    plan: Plan, region: Window, firsts: list[tuple[int, int]], pixels: list[NDArray[np.uint16]]
-) -> NDArray[np.uint16]:
-    """One dask block."""
-    cubes = plan.cubes
-    held = {
-        name: tiling.Held(cubes[name].shape, first, values)
-        for name, first, values in zip(cubes, firsts, pixels, strict=True)
-    }
-    strips = tiling.Strips(held, {name: held[name].rows for name in held})
-    return make_region(plan, cubes, strips, region)
 
 
 def describe_work(plan: Plan) -> str:

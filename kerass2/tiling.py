@@ -246,6 +246,7 @@ class Strips:
             a, b = max(first, start) - start, min(last, start + pixels.shape[1]) - start
             if a < b:
                 parts.append(pixels[:, a:b, left - rows.first : right - rows.first])
+        inside: NDArray[np.uint16]
         inside = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         if (last - first, right - left) != (len(y), len(x)) or y[0] != first or x[0] != left:
             inside = inside[:, y - first][:, :, x - left]
@@ -330,6 +331,5 @@ def special_pixels(
     dn: NDArray[np.uint16], ratio: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """(without data, saturated), each (band, y, x) on the target's grid, of coarse DN."""
-    return tuple(  # type: ignore[return-value]
-        (dn == value).repeat(ratio, axis=1).repeat(ratio, axis=2) for value in (NO_DATA, SATURATED)
-    )
+    fine = dn.repeat(ratio, axis=1).repeat(ratio, axis=2)
+    return fine == NO_DATA, fine == SATURATED

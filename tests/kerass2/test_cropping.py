@@ -11,10 +11,7 @@ from data_pipelines.granule import Granule, build_cube
 from data_pipelines.spec import DataError
 from data_pipelines.windows import Window
 from kerass2 import cropping, models, networks, sharpen
-
-RATIOS = {"gsd10": 1, "gsd20": 2}
-RATIOS_60 = {"gsd10": 1, "gsd20": 2, "gsd60": 6}
-BANDS = {"gsd10": 4, "gsd20": 6, "gsd60": 2}
+from tests.kerass2.window_cases import BANDS, RATIOS, RATIOS_60, granule, untrained
 
 MODELS = {
     "dsen2": ("dsen2", {"filters": 8, "blocks": 6}),
@@ -24,30 +21,6 @@ MODELS = {
     "s2x 60 m": ("s2x", {"filters": 8, "blocks": 2, "block": 36, "task": "superres_60m"}),
     "no attention": ("s2x", {"filters": 8, "blocks": 2, "block": 16, "attention": False}),
 }
-
-
-def untrained(name: str, **options: object) -> keras.Model:
-    """A model whose every weight takes part: zeros (biases, gamma) are moved."""
-    keras.utils.set_random_seed(3)
-    model = models.build(name, **options)
-    rng = np.random.default_rng(4)
-    for weight in model.trainable_variables:
-        if not np.asarray(weight).any():
-            weight.assign(rng.normal(0, 0.3 if "gamma" in weight.path else 0.05, weight.shape))
-    return model
-
-
-def granule(height: int, width: int, ratios: dict[str, int]) -> Granule:
-    """Random DN of a slope, so that means of blocks differ and any wrong pixel shows."""
-    rng = np.random.default_rng(height * width)
-    cubes = {}
-    for name, ratio in ratios.items():
-        shape = BANDS[name], height // ratio, width // ratio
-        slope = np.linspace(0, 3000, shape[2]) + np.linspace(0, 2000, shape[1])[:, None]
-        gsd = 10 * ratio
-        dn = (rng.integers(200, 3000, shape) + slope).astype(np.uint16)
-        cubes[name] = build_cube(dn, sentinel2.bands_at(gsd), gsd)
-    return Granule("test", "test", "test", cubes)
 
 
 def by_whole_image(model: keras.Model, given: Granule, block: int) -> np.ndarray:
@@ -110,12 +83,10 @@ def test_bfloat16_is_within_one_dn_on_average() -> None:
 
 def test_constant_input_gives_no_seams() -> None:
     model = untrained("s2x", filters=8, blocks=6, block=16)
-    cubes = {
-        name: build_cube(
-            np.full((BANDS[name], 96 // r, 96 // r), 1500, np.uint16), sentinel2.bands_at(10 * r), 10 * r
-        )
-        for name, r in RATIOS.items()
-    }
+    cubes = {}
+    for name, ratio in RATIOS.items():
+        dn = np.full((BANDS[name], 96 // ratio, 96 // ratio), 1500, np.uint16)
+        cubes[name] = build_cube(dn, sentinel2.bands_at(10 * ratio), 10 * ratio)
     found = in_regions(model, Granule("flat", "flat", "flat", cubes), 32)
     assert (np.ptp(found.reshape(6, -1).astype(int), axis=1) <= 1).all()
 

@@ -385,9 +385,9 @@ def test_help_is_fast() -> None:
     done = run_alone("--help")
     assert done.returncode == 0
     assert "MODEL_OR_WORKDIR INPUT..." in done.stdout
-    assert predict.FORMATS == tuple(raster_formats.FORMATS)
+    assert tuple(raster_formats.FORMATS) == predict.FORMATS
     assert predict.PROCEDURES == networks.PROCEDURES
-    assert predict.PRECISIONS == tuple(precision.POLICIES)
+    assert tuple(precision.POLICIES) == predict.PRECISIONS
     assert time.monotonic() - begin < 2  # 0.5 s on an idle machine; the tests share theirs
     modules = "tensorflow", "keras", "rasterio", "xarray", "dask"
     code = f"import sys, kerass2.predict; print([m for m in {modules} if m in sys.modules])"

@@ -149,9 +149,9 @@ def test_chunks_of_a_lazy_cube_are_read_once(chunk: tuple[int, int], roi: Window
             margin = 40 // ratio
             padded = np.pad(arrays[name], ((0, 0), (margin,) * 2, (margin,) * 2), "symmetric")
             at = window.coarser(ratio)
-            expected = padded[
-                :, at.y + margin : at.y + margin + at.height, at.x + margin :
-            ][:, :, : at.width]
+            expected = padded[:, at.y + margin : at.y + margin + at.height, at.x + margin :][
+                :, :, : at.width
+            ]
             np.testing.assert_array_equal(strips.cut(name, at), expected)
         found += 1
     assert found == len(regions)
