@@ -34,6 +34,7 @@ def write_as(raw: RawRaster, kind: str, path: pathlib.Path) -> None:
         DataError: it cannot be written; what is there of it then is of no use.
     """
     import rasterio
+    from rasterio._err import CPLE_BaseError  # rasterio lets these through when it copies
 
     try:
         with (
@@ -41,7 +42,7 @@ def write_as(raw: RawRaster, kind: str, path: pathlib.Path) -> None:
             rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_NUM_THREADS="ALL_CPUS", GDAL_PAM_ENABLED="NO"),
         ):
             FORMATS[kind][1](raw, path)
-    except (rasterio.errors.RasterioError, rasterio.errors.GDALError) as error:
+    except (rasterio.errors.RasterioError, CPLE_BaseError) as error:
         raise DataError(f"{path.parent}: cannot write {path.name}: {error}") from error
     except OSError as error:
         why = error.strerror or error

@@ -29,8 +29,8 @@ def build_dataset(plan: Plan) -> xarray.Dataset:
         saturated; coordinates x, y and spatial_ref, as rioxarray reads them.
     """
     import dask.array
-    from dask.delayed import delayed
     import xarray
+    from dask.delayed import delayed
 
     from data_pipelines.xarray_backend import coordinates
 

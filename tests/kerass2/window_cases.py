@@ -33,6 +33,6 @@ def granule(height: int, width: int, ratios: dict[str, int]) -> Granule:
         shape = BANDS[name], height // ratio, width // ratio
         slope = np.linspace(0, 3000, shape[2]) + np.linspace(0, 2000, shape[1])[:, None]
         gsd = 10 * ratio
-        dn = (rng.integers(200, 3000, shape) + slope).astype(np.uint16)
+        dn = (4000 + rng.integers(200, 3000, shape) + slope).astype(np.uint16)
         cubes[name] = build_cube(dn, sentinel2.bands_at(gsd), gsd)
     return Granule("test", "test", "test", cubes)
