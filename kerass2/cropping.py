@@ -20,7 +20,7 @@ from data_pipelines.spec import DataError
 SLACK = 3
 # Layers that look at no other pixel than the one they give.
 POINTWISE = frozenset(
-    {"ScaleReflectance", "ResidualSum", "Add", "Subtract", "Multiply", "Concatenate"}
+    {"ScaleReflectance", "ResidualSum", "Add", "Subtract", "Multiply", "Concatenate", "LastOf"}
     | {"Activation", "ReLU", "LeakyReLU", "PReLU", "Identity", "Dropout", "SpatialDropout2D"}
     | {"BatchNormalization", "SyncBatchNormalization"}
 )
@@ -106,16 +106,11 @@ def _reads(layer: Any, margin: int) -> int:
     if kind in POINTWISE:
         return margin
     if kind == "Upsample":
-        return interpolation_margin(margin, int(layer.scale), cubic=_is_cubic(layer))
+        return interpolation_margin(margin, int(layer.scale), cubic=getattr(layer, "kernel", "") == "bicubic")
     if hasattr(layer, "kernel_size") and set(layer.strides) == {1} and layer.padding == "same":
         sizes = zip(layer.kernel_size, layer.dilation_rate, strict=True)
         return margin + max(int(dilation) * (int(kernel) // 2) for kernel, dilation in sizes)
     raise DataError(f"layer {layer.name!r} ({kind}): it is not known how far it looks")
-
-
-def _is_cubic(layer: Any) -> bool:
-    """Whether an enlargement takes four coarse pixels along an axis, not two."""
-    return "cubic" in str(vars(layer).get("method", vars(layer).get("kernel", "")))
 
 
 def interpolation_margin(margin: int, ratio: int, *, cubic: bool = False) -> int:
