@@ -28,7 +28,7 @@ __all__ = ["Job", "check", "evaluate", "evaluate_model", "predict_methods"]
 # Repeated here so that --help imports less; a test holds them equal to tables, render and whole.
 TABLES = ("bands", "paper", "scenes")
 FORMATS = ("table", "markdown", "csv", "json", "latex")
-VIEWS = ("windows", "single")
+VIEWS = ("lattice", "dsen2", "single")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +219,8 @@ def run(job: Job, strategy: Strategy) -> dict[str, Any]:
 @click.option(
     "--whole",
     type=click.Choice(VIEWS),
-    help="Score whole scenes, DATA: through windows as kerass2.predict, or as a single window.",
+    help="Score whole scenes, DATA: as kerass2.predict on its lattice, by DSen2's windows, or as a "
+    "single window.",
 )
 @click.option(
     "--also",

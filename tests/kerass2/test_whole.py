@@ -67,7 +67,7 @@ def degrade(image: np.ndarray, scale: int) -> np.ndarray:
 def test_a_whole_scene_is_scored_as_one_image(scenes: pathlib.Path, model: keras.Model) -> None:
     """RMSE and SSIM of OpenCV's bicubic over all of it, by scikit-image: strips leave no trace."""
     data = whole.open_data(scenes, "superres_20m")
-    found = evaluate.evaluate_scenes(data, {"model": model}, single(), view="windows")
+    found = evaluate.evaluate_scenes(data, {"model": model}, single(), view="lattice")
     assert list(found["scenes"]) == ["L1C_plain", "L1C_spoilt"]
     assert (found["split"], found["patches"]) == ("whole scenes", 2)
     result = found["scenes"]["L1C_plain"]["methods"]
@@ -97,7 +97,7 @@ def test_a_whole_scene_is_scored_as_one_image(scenes: pathlib.Path, model: keras
         )
 
 
-@pytest.mark.parametrize(("view", "edge"), [("windows", 16), ("single", 0)])
+@pytest.mark.parametrize(("view", "edge"), [("lattice", 16), ("dsen2", 16), ("single", 0)])
 def test_the_model_sees_the_scene_as_predict_does_or_at_once(
     scenes: pathlib.Path, model: keras.Model, view: str, edge: int
 ) -> None:
@@ -119,7 +119,7 @@ def test_a_model_of_other_bands_names_both_sides(scenes: pathlib.Path) -> None:
             layer.bands = ("B02", "B03", "B04")
     data = whole.open_data(scenes, "superres_20m")
     with pytest.raises(DataError, match="takes gsd10 B02,B03,B04; scenes have B02,B03,B04,B08"):
-        evaluate.evaluate_scenes(data, {"model": other}, single(), view="windows")
+        evaluate.evaluate_scenes(data, {"model": other}, single(), view="lattice")
 
 
 def test_pixels_without_data_count_nowhere(scenes: pathlib.Path, model: keras.Model) -> None:
@@ -137,9 +137,9 @@ def test_pixels_without_data_count_nowhere(scenes: pathlib.Path, model: keras.Mo
     np.testing.assert_array_equal(scene.valid, ~(touched | hole | spot))
     assert not scene.cubes["gsd20"][:, 15:20, 5:8].any()
     data = whole.open_data(scenes / "L1C_spoilt.npz", "superres_20m")
-    found = evaluate.evaluate_scenes(data, {"model": model}, single(), view="windows")
+    found = evaluate.evaluate_scenes(data, {"model": model}, single(), view="lattice")
     assert found["scenes"]["L1C_spoilt"]["pixels"] == scene.valid.sum()
-    predicted = 1e4 * whole._compile(model, "windows")(scene)
+    predicted = 1e4 * whole._compile(model, "lattice")(scene)
     error = (predicted - scene.target)[scene.valid]
     assert found["methods"]["model"]["rmse"]["mean"] == pytest.approx(
         np.sqrt(np.mean(error**2.0, axis=0)).mean(), rel=1e-5
@@ -163,11 +163,11 @@ class Rank(SingleStrategy):
 def test_ranks_share_the_scenes(scenes: pathlib.Path, model: keras.Model, ranks: int) -> None:
     """The last of three has none, and calls the one collective all the same."""
     data = whole.open_data(scenes, "superres_20m")
-    expected = evaluate.evaluate_scenes(data, {"model": model}, single(), view="windows")
+    expected = evaluate.evaluate_scenes(data, {"model": model}, single(), view="lattice")
     sums: list[np.ndarray] = []
     for rank in range(ranks):
         found = evaluate.evaluate_scenes(
-            data, {"model": model}, Rank(rank, ranks, sums), view="windows"
+            data, {"model": model}, Rank(rank, ranks, sums), view="lattice"
         )
     assert [len(sums), len({vector.size for vector in sums})] == [ranks, 1]
     assert found["scenes"].keys() == expected["scenes"].keys()
