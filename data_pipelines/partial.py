@@ -55,7 +55,7 @@ def partial_folder(
     manifest.check_target(target, overwrite)
     folder = path_of(target)
     try:
-        lock = _prepare(folder, plan, resume)
+        lock = open_folder(folder, plan, resume)
     except OSError as error:
         path = error.filename or folder
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -64,14 +64,24 @@ def partial_folder(
             yield folder
         except BaseException as error:
             if isinstance(error, NothingLeft) or not journal.num_entries(folder):
-                _remove(folder)
+                remove_folder(folder)
             raise
         manifest.check_target(target, overwrite)  # again: it may have come while we wrote
         _publish(folder, target)
 
 
-def _prepare(folder: pathlib.Path, plan: Mapping[str, Any], resume: bool) -> Any:
-    """Make the folder, or clean the one that is there; gives its open lock."""
+def open_folder(folder: pathlib.Path, plan: Mapping[str, Any], resume: bool) -> Any:
+    """Make the folder, or clean the one that is there; gives its open lock, to be closed.
+
+    Args:
+        folder: see path_of.
+        plan: what is made (JSON types), kept in the folder.
+        resume: keep what is there; else only the empty folder is.
+
+    Raises:
+        DataError: with resume, the plan is another; or another process is making this output.
+        OSError: nothing can be written there.
+    """
     _read_plan(folder)  # which refuses a folder that is not ours, before anything is put there
     lock = _lock(folder)
     try:
@@ -158,7 +168,7 @@ def _clear(folder: pathlib.Path) -> None:
                 journal.remove(path)
 
 
-def _remove(folder: pathlib.Path) -> None:
+def remove_folder(folder: pathlib.Path) -> None:
     """Remove a folder whose lock this process holds; the lock goes last."""
     with contextlib.suppress(OSError):
         _clear(folder)

@@ -114,7 +114,7 @@ def write_geotiff(
     try:
         with (
             replacing(path) as temporary,
-            _silent_without_georeference(),
+            silent_without_georeference(),
             rasterio.open(temporary, "w", **profile) as file,
         ):
             file.descriptions = tuple(bands)
@@ -158,7 +158,7 @@ def _checked(
         yield strip
 
 
-def _silent_without_georeference() -> Any:
+def silent_without_georeference() -> Any:
     """Context without rasterio's warning about a missing transform: the caller wants none."""
     import warnings
 

@@ -188,7 +188,8 @@ def _dataset(granule: Granule, name: str, dropped: set[str], scale: bool) -> xar
         if array.attrs.get("gsd") == cube.attrs["gsd"] and array.shape == cube.shape[1:]:
             variables[mask] = _variable(array.data, {"gsd": array.attrs["gsd"]})
     kept = {key: variable for key, variable in variables.items() if key not in dropped}
-    return xarray.Dataset(kept, _coordinates(cube), {"gsd": cube.attrs["gsd"]})
+    places = coordinates(cube.attrs.get("transform"), cube.attrs.get("crs"), cube.shape[1:])
+    return xarray.Dataset(kept, places, {"gsd": cube.attrs["gsd"]})
 
 
 def _reflectance(dn: Any, offset: float, quantification: float) -> Any:
@@ -230,14 +231,21 @@ class _DaskArray(BackendArray):
         return np.asarray(self.array[key].compute(scheduler="synchronous"))
 
 
-def _coordinates(cube: xarray.DataArray) -> dict[str, Any]:
-    """X and y of the middles of pixels, and the CRS; empty for a cube without a place."""
-    transform, crs = cube.attrs.get("transform"), cube.attrs.get("crs")
+def coordinates(
+    transform: Sequence[float] | None, crs: str | None, shape: Sequence[int]
+) -> dict[str, Any]:
+    """X and y of the middles of pixels, and the CRS; empty for pixels without a place.
+
+    Args:
+        transform: six numbers of an affine.Affine, pixel -> CRS.
+        crs: anything that GDAL takes.
+        shape: rows and columns [px].
+    """
     coordinates: dict[str, Any] = {}
     # A rotated grid has no coordinate of its own for each axis.
     if transform is not None and transform[1] == transform[3] == 0:
         a, _, left, _, e, top = transform
-        height, width = cube.shape[1:]
+        height, width = shape
         coordinates["y"] = ("y", top + e * (np.arange(height) + 0.5), {"units": "m"})
         coordinates["x"] = ("x", left + a * (np.arange(width) + 0.5), {"units": "m"})
         for axis in ("x", "y"):

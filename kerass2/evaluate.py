@@ -1,192 +1,145 @@
-"""`python -m kerass2.evaluate MODEL_OR_WORKDIR`: a model beside bicubic, by every metric.
+"""`python -m kerass2.evaluate MODEL_OR_WORKDIR`: models beside interpolation, by every metric.
 
-Every patch counts once, whatever the number of ranks: each rank adds up its share, one sum over
-ranks joins them, and the division comes last.
+What is scored, and how, stands in scores.py, whole.py and metrics.py; the tables in tables.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from data_pipelines.spec import DataError
 from kerass2 import cli, inputs, ranks, workdir
+from kerass2.scores import evaluate_model, evaluate_scenes, finite, predict_methods
 
 if TYPE_CHECKING:
-    import keras
-    import rich.table
-
-    from data_pipelines.spec import Source
-    from kerass2.tiling import Predict
+    from kerass2.methods import Method
     from strategies.base import Strategy
 
-# Patches a rank predicts at once.
-LOCAL_BATCH = 8
-Sums = dict[str, dict[str, NDArray[Any]]]
+__all__ = ["Job", "check", "evaluate", "evaluate_model", "predict_methods"]
 
-
-def evaluate_model(
-    model: keras.Model, source: Source, strategy: Strategy, *, global_batch: int | None = None
-) -> dict[str, Any]:
-    """Score a model and bicubic interpolation on a split. Every rank calls it and gets the same.
-
-    Args:
-        model: a super-resolution model of kerass2.models.
-        source: the split.
-        strategy: shares the patches among its ranks.
-        global_batch: patches of all ranks at once, a multiple of their number; 8 a rank by
-            default. The results do not depend on it.
-
-    Returns:
-        {"task": .., "split": .., "patches": number,
-        "methods": {"bicubic": {"rmse": {"mean": .., "B05": ..}, ..}, "model": {..}},
-        "units": {metric: unit}, "definitions": {metric: definition}}.
-
-    Raises:
-        DataError: data of another task or band set, or a damaged record.
-    """
-    from data_pipelines import batching
-    from kerass2 import metrics, models, tiling
-
-    models.check_fits(model, source.spec, f"split {source.split}")
-    described = models.describe(model)
-    predict = tiling.compile_prediction(model)
-    if not len(source):
-        raise DataError(f"split {source.split} holds no patches to evaluate")
-    global_batch = global_batch or LOCAL_BATCH * strategy.world_size
-    sums: Sums = {}
-    # Batches in numpy: no rank's work depends on the others before the sum, every backend can do
-    # it, and reading takes a hundredth of the time that the model takes.
-    for step in range(batching.num_evaluation_steps(len(source), global_batch)):
-        batch = batching.evaluation_batch(
-            source,
-            step=step,
-            global_batch=global_batch,
-            rank=strategy.rank,
-            world_size=strategy.world_size,
-        )
-        more = _batch_sums(predict, described, batch)
-        sums = {m: metrics.add(sums[m], more[m]) if m in sums else more[m] for m in more}
-    total = _sum_over_ranks(sums, strategy)
-    return {
-        "task": source.spec.task,
-        "split": source.split,
-        "patches": len(source),
-        "methods": {
-            name: metrics.results(found, described["target_bands"]) for name, found in total.items()
-        },
-        "units": dict(metrics.UNITS),
-        "definitions": dict(metrics.DEFINITIONS),
-    }
-
-
-def predict_methods(
-    predict: Predict, described: Mapping[str, Any], given: Mapping[str, NDArray[Any]]
-) -> dict[str, NDArray[Any]]:
-    """The target by each method: {"bicubic": .., "model": ..}, (batch, y, x, band) reflectance.
-
-    Args:
-        predict: see tiling.compile_prediction.
-        described: of models.describe.
-        given: {input: (batch, y, x, band) float32 reflectance}.
-    """
-    from keras import ops
-
-    from kerass2 import resampling
-
-    lowres = given[inputs.lowres_input(described)]
-    enlarged = ops.convert_to_numpy(resampling.bicubic(lowres, described["scale"]))
-    return {"bicubic": np.asarray(enlarged), "model": predict(given)[described["target"]]}
-
-
-def _batch_sums(predict: Predict, described: Mapping[str, Any], batch: Mapping[str, Any]) -> Sums:
-    """Sums of one batch by method."""
-    from kerass2 import metrics
-
-    target, mask = batch["targets"][described["target"]], batch["mask"]
-    return {
-        method: metrics.sums(predicted, target, mask, described["scale"])
-        for method, predicted in predict_methods(predict, described, batch["inputs"]).items()
-    }
-
-
-def _sum_over_ranks(sums: Sums, strategy: Strategy) -> Sums:
-    """The sums of all ranks, by one collective call for all methods."""
-    from kerass2 import metrics
-
-    packed = [metrics.pack(values) for values in sums.values()]
-    total = strategy.sum(np.concatenate(packed))
-    parts = np.split(total, np.cumsum([len(part) for part in packed])[:-1])
-    return {
-        method: metrics.unpack(part, values)
-        for (method, values), part in zip(sums.items(), parts, strict=True)
-    }
-
-
-# --- what a command line names ------------------------------------------------------------------
+# Repeated here so that --help imports less; a test holds them equal to tables, render and whole.
+TABLES = ("bands", "paper", "scenes")
+FORMATS = ("table", "markdown", "csv", "json", "latex")
+VIEWS = ("lattice", "dsen2", "single")
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
     """An evaluation, checked before any rank starts."""
 
-    model: pathlib.Path
-    """The .keras file."""
+    methods: tuple[Method, ...]
+    """The model, and those to set beside it."""
     data: inputs.Data
     """What to evaluate on."""
     split: str
-    """Which part of it."""
+    """Which part of it; whole.SPLIT for whole scenes."""
     output: pathlib.Path | None
     """The JSON file to write; None for none."""
+    published: Mapping[str, Any] | None = None
+    """Of tables.read_published."""
+    view: str | None = None
+    """One of whole.VIEWS for whole scenes; None for patches."""
+
+    @property
+    def levels(self) -> list[str]:
+        """Levels of the products that the data come from, as far as they tell."""
+        from kerass2 import methods
+
+        facts = self.data.provenance
+        names = (*facts.get("scenes", ()), self.data.path.name)
+        return [str(level) for level in facts.get("levels") or methods.find_levels(names)]
 
 
 def check(
     model: str | pathlib.Path,
     *,
     data: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     output: pathlib.Path | None = None,
     overwrite: bool = False,
+    also: Sequence[str] = (),
+    published: pathlib.Path | None = None,
+    whole: str | None = None,
 ) -> Job:
-    """Everything that can be wrong with model, data or output, found before ranks start.
+    """Everything that can be wrong with models, data or output, found before ranks start.
 
     Args:
-        model: a .keras file or the work folder of kerass2.fit.
+        model: a .keras file, the work folder of kerass2.fit, or DSen2's weights (.npz).
         data: a prepared folder, a product or "synthetic"; by default what the model was trained
             on, else the sample.
-        split: "train", "validation" or "test".
-        output: evaluation.json beside the model by default.
+        split: "train", "validation" or "test", the default.
+        output: evaluation.json beside the model by default; beside an .npz none.
         overwrite: replace an output of other data or another split. One of the same model, data
             and split holds what comes out again: it is refreshed without asking.
+        also: more models, NAME=PATH.
+        published: CSV with results to set beside, see tables.read_published.
+        whole: one of whole.VIEWS: `data` are whole scenes; None: patches.
 
     Raises:
         DataError: what is missing or in the way.
     """
-    file = inputs.find_model(model)
-    found = inputs.find_data(file, data)
-    found.open(split)
-    output = file.parent / workdir.EVALUATION if output is None else output
+    from kerass2 import methods, tables
+
+    found = (methods.find(model), *methods.parse(also))
+    methods.check_tasks(found)
+    main = found[0]
+    rows = None if published is None else tables.read_published(published, main.task)
+    opened, split = _open(main, data, split, whole)
+    if output is None and main.file.suffix != ".npz":
+        output = main.file.parent / workdir.EVALUATION
+    if output is not None:
+        expected = {"data": str(opened.path), "split": split, "model": main.file.name}
+        _check_output(output, expected, [m.name for m in found], overwrite=overwrite)
+    return Job(found, opened, split, output, rows, whole)
+
+
+def _open(
+    main: Method, data: str | None, split: str | None, whole: str | None
+) -> tuple[inputs.Data, str]:
+    """What to evaluate on, and its split; see check."""
+    from kerass2 import whole as scenes
+
+    if whole is not None:
+        if split is not None:
+            raise DataError(f"--whole takes scenes as they are: --split {split} does not apply")
+        if data is None:
+            raise DataError("--whole needs --data: a product, a scene (.npz) or a folder of them")
+        return scenes.open_data(data, main.task), scenes.SPLIT
+    if main.file.suffix == ".npz":  # published weights have no data set of their own
+        found = inputs.choose_data(data, main.task)
+    else:
+        found = inputs.find_data(main.file, data)
+    found.open(split or "test")
+    return found, split or "test"
+
+
+def _check_output(
+    output: pathlib.Path, expected: Mapping[str, str], names: Sequence[str], *, overwrite: bool
+) -> None:
+    """Refuse an output that cannot be written, or that holds the evaluation of something else."""
     if output.is_dir() or not output.parent.is_dir():
         raise DataError(f"{output}: expected the name of a file in a folder that exists")
+    if not os.access(output.parent, os.W_OK):
+        raise DataError(f"{output.parent}: not to be written to; give another file with -o")
     if output.exists() and not overwrite:
-        _check_same(output, {"data": str(found.path), "split": split, "model": file.name})
-    return Job(file, found, split, output)
+        _check_same(output, expected, names)
 
 
-def _check_same(output: pathlib.Path, expected: Mapping[str, str]) -> None:
-    """Refuse to replace the evaluation of something else."""
+def _check_same(output: pathlib.Path, expected: Mapping[str, str], names: Sequence[str]) -> None:
+    """Refuse to replace the evaluation of something else, or of more models."""
     try:
         old = json.loads(output.read_bytes())
         differing = [key for key in expected if old.get(key) != expected[key]]
-    except (ValueError, AttributeError):
+        lost = sorted(set(old.get("models", names)) - set(names))
+    except (ValueError, AttributeError, TypeError):
         raise DataError(
             f"{output}: exists and is no evaluation; give --overwrite to replace it"
         ) from None
@@ -196,63 +149,62 @@ def _check_same(output: pathlib.Path, expected: Mapping[str, str]) -> None:
         raise DataError(
             f"{output}: evaluation of {there}, not of {here}; give --overwrite or another -o"
         )
+    if lost:
+        raise DataError(
+            f"{output}: has {', '.join(lost)} too; give --also, --overwrite or another -o"
+        )
 
 
 def evaluate(job: Job, strategy: Strategy) -> dict[str, Any]:
     """Evaluate as this rank of `strategy`; rank 0 writes the file. Every rank calls it.
 
     Returns:
-        evaluate_model's result with "model", "data", "description" and "synthetic" before it;
+        evaluate_model's result with "model", "models" (by method: file, levels and facts of its
+        training), "data", "levels", "description" and "synthetic" before it, "published" behind;
         None for values that are not finite, which JSON does not have.
     """
-    model = inputs.load_model(job.model)
-    source = inputs.open_source(job.data, job.split, model)
+    found: dict[str, Any] = finite(run(job, strategy))
+    return found
+
+
+def run(job: Job, strategy: Strategy) -> dict[str, Any]:
+    """Like evaluate, with NaN and infinite values as they are."""
+    from kerass2 import methods
+
+    networks = {method.name: methods.load(method) for method in job.methods}
+    if job.view is not None:
+        found = evaluate_scenes(job.data, networks, strategy, view=job.view)
+    else:
+        main = networks.pop(methods.MAIN)
+        found = evaluate_model(
+            main,
+            inputs.open_source(job.data, job.split, main),
+            strategy,
+            scenes=[str(scene) for scene in job.data.provenance.get("scenes", ())],
+            also=networks,
+            baselines=methods.BASELINES,
+        )
     result = {
-        "model": job.model.name,
+        "model": job.methods[0].file.name,
+        "models": {
+            method.name: {"file": str(method.file), "levels": method.levels, **method.facts}
+            for method in job.methods
+        },
         "data": str(job.data.path),
+        "levels": job.levels,
         "description": job.data.description,
         "synthetic": job.data.synthetic,
-        **_finite(evaluate_model(model, source, strategy)),
+        **found,
     }
+    if job.published is not None:
+        result["published"] = job.published
     if strategy.is_chief and job.output is not None:
-        workdir.write_json(job.output, result)
+        workdir.write_json(job.output, finite(result))
     strategy.sum(np.zeros(1))  # ranks leave together: one that is gone looks like one that died
     return result
 
 
-def _finite(value: Any) -> Any:
-    """The same nested values, None for each number that is not finite."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 # --- the command --------------------------------------------------------------------------------
-
-
-def build_table(result: Mapping[str, Any]) -> rich.table.Table:
-    """Methods as rows below each metric, mean and bands as columns; fits 80 columns."""
-    import rich.box
-    import rich.table
-    import rich.text
-
-    methods = result["methods"]
-    columns = list(dict.fromkeys(key for found in methods["model"].values() for key in found))
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("metric")
-    table.add_column("method")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for metric in methods["model"]:
-        for number, (method, found) in enumerate(methods.items()):
-            values = [found[metric].get(key) for key in columns]
-            cells = ["" if value is None else f"{value:#.4g}".rstrip(".") for value in values]
-            last = number == len(methods) - 1
-            # The unit stands below the name, where there is room.
-            unit = result["units"][metric] if number == 1 else "1"
-            name = metric if number == 0 else "" if unit == "1" else f"  [{unit}]"
-            table.add_row(rich.text.Text(name), method, *cells, end_section=last)
-    return table
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -263,7 +215,28 @@ def build_table(result: Mapping[str, Any]) -> rich.table.Table:
     help="Folder made by kerass2.prepare, a product (.SAFE, .zip, ...), cut as it is read, or "
     "'synthetic'; default: the model's own.",
 )
-@click.option("--split", default="test", show_default=True, help="train, validation or test.")
+@click.option("--split", help="train, validation or test.  [default: test]")
+@click.option(
+    "--whole",
+    type=click.Choice(VIEWS),
+    help="Score whole scenes, DATA: as kerass2.predict on its lattice, by DSen2's windows, or as a "
+    "single window.",
+)
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="A further model: .keras, work folder, or DSen2's weights (.npz). Again for more.",
+)
+@click.option(
+    "--published",
+    type=click.Path(path_type=pathlib.Path),
+    help="CSV of published results to show beside, in the table 'paper'.",
+)
+@click.option("--table", type=click.Choice(TABLES), default=TABLES[0], show_default=True)
+@click.option(
+    "--format", "style", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True
+)
 @click.option(
     "-o",
     "--output",
@@ -271,34 +244,60 @@ def build_table(result: Mapping[str, Any]) -> rich.table.Table:
     help="Default: evaluation.json beside the model.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an output of other data or another split.")
-@click.option("--json", "as_json", is_flag=True, help="Print the JSON instead of the table.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def main(
     model: pathlib.Path,
     strategy: str,
     workers: int | None,
     data: str | None,
-    split: str,
+    split: str | None,
+    whole: str | None,
+    also: tuple[str, ...],
+    published: pathlib.Path | None,
+    table: str,
+    style: str,
     output: pathlib.Path | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Score a model beside bicubic interpolation, per band and by every metric.
+    """Score a model beside interpolation and other models, per band and scene, by every metric.
 
-    An output of the same model, data and split is refreshed; any other needs --overwrite.
+    The table 'bands' has every metric by band, 'paper' the columns of the super-resolution paper's
+    tables and the textbook's definitions beside them, 'scenes' every metric by scene with mean and
+    standard deviation; JSON has all of it. An output of the same models, data and split is
+    refreshed; any other needs --overwrite.
     """
-    import rich.console
+    from kerass2 import methods, render, tables
 
-    job = check(model, data=data, split=split, output=output, overwrite=overwrite)
+    job = check(
+        model,
+        data=data,
+        split=split,
+        output=output,
+        overwrite=overwrite,
+        also=also,
+        published=published,
+        whole=whole,
+    )
     here = ranks.start(strategy, workers)
-    result = evaluate(job, here)
+    if here.is_chief:
+        for method in job.methods:
+            if warning := methods.warn_of_level(method, job.levels):
+                click.echo(warning, err=True)
+    result = run(job, here)
     if not here.is_chief:
         return
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
+    if as_json or style == "json":
+        click.echo(json.dumps(finite(result), indent=2))
         return
-    rich.console.Console().print(build_table(result))
-    click.echo(f"{result['patches']} patches of the {split} split of {job.data.path}")
-    click.echo(f"{job.data.description}\nwrote {job.output}")
+    render.show(tables.TABLES[table](result), style)
+    # What is piped into a file holds the table alone.
+    aside = style != "table"
+    what = "scenes" if whole else f"patches of the {job.split} split"
+    click.echo(f"{result['patches']} {what} of {job.data.path}", err=aside)
+    click.echo(job.data.description, err=aside)
+    if job.output is not None:
+        click.echo(f"wrote {job.output}", err=aside)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Quality of a prediction as sums over patches, divided once at the end.
 
-Every entry of the sums is a float64 array that only ever needs adding: over batches, and over ranks
-in one collective call. So no metric is a mean of per-batch values, and the number of ranks and the
-size of batches leave no trace. Everything with a unit is in DN (reflectance x 10000).
+Every entry of the sums is a float64 array that only ever needs adding: over batches, over scenes,
+and over ranks in one collective call. So no metric is a mean of per-batch values, and the number of
+ranks and the size of batches leave no trace. Everything with a unit is in DN (reflectance x 10000).
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from data_pipelines import wald
+from kerass2 import similarity
+from kerass2.similarity import SSIM_WINDOW
+
 Array = NDArray[np.float64]
 Sums = dict[str, Array]
 
 DN = 10_000.0
-"""DN of reflectance 1; also the peak of the textbook's PSNR and the data range of its SSIM."""
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
-UIQ_WINDOW = 8
+"""DN of reflectance 1; also the peak of the textbook's PSNR."""
 LARGEST_DN = 65_535
+# Pixels of the input at the edges of a patch whose degraded prediction would need pixels beyond it.
+EDGE = 1
 
 # Metric -> its definition. x is the target, p the prediction, b a band, h/l the ratio of the pixel
 # sizes (1/2, 1/6). "_paper" is what the super-resolution paper (Zhang et al. 2020) printed under
@@ -32,12 +36,16 @@ DEFINITIONS: dict[str, str] = {
     "and 1/6 at 60 m",
     "ergas_paper": "as ergas with h/l = 1/2 for 60 m too",
     "uiq": "4 cov(x,p) mean(x) mean(p) / ((var(x) + var(p)) (mean(x)^2 + mean(p)^2)) in uniform "
-    "windows of 8 x 8 px, step 1 (Wang and Bovik 2002); mean over windows, patches and bands",
+    "windows of 8 x 8 px, step 1 (Wang and Bovik 2002); mean over windows and bands",
     "ssim": "Wang et al. 2004: gaussian windows of 11 x 11 px, sigma 1.5, inside the patch, "
-    "K1 = 0.01, K2 = 0.03, data range 10000 DN; mean over windows, patches and bands",
+    "K1 = 0.01, K2 = 0.03, data range 10000 DN; mean over windows and bands",
     "ssim_paper": "as ssim with K1 = K2 = 0: the paper's values behave like the quality index uiq",
     "psnr": "10 log10(peak^2 / MSE_b), peak 10000 DN (reflectance 1); mean over bands",
-    "psnr_paper": "as psnr with peak = largest - smallest target DN of the split, over all bands",
+    "psnr_paper": "as psnr with peak = largest - smallest target DN of the split, over all bands; "
+    "for its scenes too",
+    "consistency": "RMSE of the prediction degraded by Wald's protocol (gaussian of sigma 1/s px, "
+    "then s x s mean) against the input it was made from, on the input's grid without the "
+    "outermost pixels of a patch; mean over bands. Inputs are whole DN: the truth leaves 0.3 DN",
 }
 UNITS: dict[str, str] = {
     "rmse": "DN",
@@ -50,10 +58,20 @@ UNITS: dict[str, str] = {
     "ssim_paper": "1",
     "psnr": "dB",
     "psnr_paper": "dB",
+    "consistency": "DN",
 }
 
 
-def sums(prediction: ArrayLike, target: ArrayLike, mask: ArrayLike | None, scale: int) -> Sums:
+def sums(
+    prediction: ArrayLike,
+    target: ArrayLike,
+    mask: ArrayLike | None,
+    scale: int,
+    *,
+    lowres: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+    below: int = 0,
+) -> Sums:
     """Sums of one batch.
 
     Args:
@@ -62,6 +80,12 @@ def sums(prediction: ArrayLike, target: ArrayLike, mask: ArrayLike | None, scale
         mask: (patch,) 1 for a patch that counts, 0 for padding, which may hold anything; None: all
             count.
         scale: pixel size that was sharpened over that of the result, 2 or 6.
+        lowres: (patch, y / scale, x / scale, band), the input with the bands of the prediction, for
+            the consistency; None adds nothing to it.
+        valid: (patch, y, x) False for a pixel that does not count, nor any window with it, and
+            which may hold anything; None: all count.
+        below: rows at the bottom that only complete the windows that begin above them, SSIM_WINDOW
+            - 1 of them or none: so that a raster can be scored strip by strip.
 
     Returns:
         Arrays whose shapes depend on the number of bands alone.
@@ -70,6 +94,62 @@ def sums(prediction: ArrayLike, target: ArrayLike, mask: ArrayLike | None, scale
         ValueError: shapes differ, or patches are smaller than the windows of SSIM.
     """
     x, p = np.asarray(target), np.asarray(prediction)
+    _check_shapes(x, p, below)
+    counted = np.ones(len(x), bool) if mask is None else np.asarray(mask) > 0
+    if counted.shape != (len(x),):
+        raise ValueError(f"mask {counted.shape} for {len(x)} patches")
+    x, p = (DN * array[counted].astype(np.float64) for array in (x, p))
+    good = np.ones(x.shape[:3], bool) if valid is None else np.asarray(valid, bool)[counted]
+    if valid is not None:
+        x, p = (np.where(good[..., None], array, 0.0) for array in (x, p))
+    own = slice(0, x.shape[1] - below)
+    spectra, predicted = x[:, own][good[:, own]], p[:, own][good[:, own]]  # (pixel, band)
+    angles = _spectral_angles(spectra, predicted)
+    observed = None if lowres is None else DN * np.asarray(lowres)[counted].astype(np.float64)
+    return {
+        "patches": np.array([float(len(x))]),
+        # A constant, as a sum: the division by the number of patches gives it back.
+        "scale": np.array([float(scale * len(x))]),
+        "pixels": np.array([float(len(spectra))]),
+        "target": spectra.sum(axis=0),
+        "squared_error": np.square(predicted - spectra).sum(axis=0),
+        "angle": np.array([angles.sum()]),
+        "angles": np.array([float(angles.size)]),
+        **similarity.window_sums(x, p, good, below),
+        **consistency_sums(p, observed, scale),
+    }
+
+
+def zeros(num_bands: int) -> Sums:
+    """Sums of no patch: what `sums` gives where nothing counts."""
+    nothing = np.zeros((0, SSIM_WINDOW, SSIM_WINDOW, num_bands))
+    return sums(nothing, nothing, None, 1)
+
+
+def consistency_sums(
+    prediction: Array, lowres: Array | None, scale: int, valid: NDArray[np.bool_] | None = None
+) -> Sums:
+    """The part of `sums` that says how well a prediction explains the input it was made from.
+
+    Args:
+        prediction: (patch, y, x, band) DN.
+        lowres: (patch, y / scale, x / scale, band) DN; None: nothing is compared.
+        scale: see `sums`.
+        valid: (patch, y / scale, x / scale) False for a pixel of the input that does not count.
+    """
+    error, pixels = np.zeros(prediction.shape[-1]), 0
+    if lowres is not None and len(lowres):
+        inside = (slice(None), *2 * (slice(EDGE, -EDGE),))
+        good = np.ones(lowres.shape[:3], bool) if valid is None else valid
+        degraded = wald.degrade(np.moveaxis(prediction, -1, 1), scale)
+        difference = np.moveaxis(degraded, 1, -1) - lowres
+        counted = difference[inside][good[inside]]
+        error, pixels = np.square(counted.astype(np.float64)).sum(axis=0), len(counted)
+    return {"input_error": error, "input_pixels": np.array([float(pixels)])}
+
+
+def _check_shapes(x: NDArray, p: NDArray, below: int) -> None:
+    """Refuse what cannot be compared."""
     if x.shape != p.shape or x.ndim != 4:
         raise ValueError(
             f"prediction {p.shape} and target {x.shape}: two equal (patch, y, x, band) are needed"
@@ -78,25 +158,26 @@ def sums(prediction: ArrayLike, target: ArrayLike, mask: ArrayLike | None, scale
         raise ValueError(
             f"patches of {x.shape[1]} x {x.shape[2]} px: SSIM needs {SSIM_WINDOW} x {SSIM_WINDOW}"
         )
-    counted = np.ones(len(x), bool) if mask is None else np.asarray(mask) > 0
-    if counted.shape != (len(x),):
-        raise ValueError(f"mask {counted.shape} for {len(x)} patches")
-    x, p = (DN * array[counted].astype(np.float64) for array in (x, p))
-    angles = _spectral_angles(x, p)
-    return {
-        "patches": np.array([float(len(x))]),
-        # A constant, as a sum: the division by the number of patches gives it back.
-        "scale": np.array([float(scale * len(x))]),
-        "pixels": np.array([float(np.prod(x.shape[:3]))]),
-        "target": x.sum(axis=(0, 1, 2)),
-        "squared_error": np.square(p - x).sum(axis=(0, 1, 2)),
-        "angle": np.array([angles.sum()]),
-        "angles": np.array([float(angles.size)]),
-        # Pixels by whole DN. The data range of a split follows from it exactly, since stored
-        # targets are whole DN, and unlike a largest value it can be added.
-        "histogram": _histogram(x),
-        **_window_sums(x, p),
-    }
+    if below not in (0, SSIM_WINDOW - 1):
+        raise ValueError(f"{below} rows below: 0 or {SSIM_WINDOW - 1} are needed")
+
+
+def histogram(target: ArrayLike, mask: ArrayLike | None = None) -> Array:
+    """Number of values at each whole DN, (65536,), of (patch, ...) reflectance.
+
+    The data range of a split follows from it exactly, since stored targets are whole DN, and unlike
+    a largest value it can be added over batches and ranks.
+    """
+    x = np.asarray(target)
+    x = x if mask is None else x[np.asarray(mask) > 0]
+    whole = np.rint(DN * x.astype(np.float64)).clip(0, LARGEST_DN).astype(np.int64)
+    return np.bincount(whole.ravel(), minlength=LARGEST_DN + 1).astype(np.float64)
+
+
+def data_range(counts: Array) -> float:
+    """Largest minus smallest DN that occurs in a histogram; NaN where it is empty."""
+    present = np.flatnonzero(counts)
+    return float(present[-1] - present[0]) if present.size else float("nan")
 
 
 def add(a: Mapping[str, Array], b: Mapping[str, Array]) -> Sums:
@@ -118,17 +199,20 @@ def unpack(vector: Array, like: Mapping[str, Array]) -> Sums:
     return {name: part.reshape(like[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
-def results(values: Mapping[str, Array], bands: Sequence[str]) -> dict[str, dict[str, float]]:
+def results(
+    values: Mapping[str, Array], bands: Sequence[str], dn_range: float
+) -> dict[str, dict[str, float]]:
     """Metrics of all patches that went into the sums.
 
     Args:
         values: of `sums`, added over batches and ranks.
         bands: names of the bands in the order of the last axis.
+        dn_range: of the targets of the split [DN], see data_range.
 
     Returns:
         {metric: {"mean": value, band: value, ...}} with the keys of DEFINITIONS; SAM and ERGAS join
         the bands and have "mean" only. A perfect prediction has infinite SRE and PSNR, a split of
-        zero spectra no angle (NaN).
+        zero spectra no angle (NaN), and what was not compared with its input no consistency (NaN).
 
     Raises:
         ValueError: no patch, or another number of bands.
@@ -148,11 +232,12 @@ def results(values: Mapping[str, Array], bands: Sequence[str]) -> dict[str, dict
         per_band = {
             "rmse": np.sqrt(mse),
             "sre": 10 * np.log10(mean**2 / mse),
-            "uiq": values["uiq"] / patches,
-            "ssim": values["ssim"] / patches,
-            "ssim_paper": values["ssim_paper"] / patches,
+            "uiq": values["uiq"] / values["uiq_windows"],
+            "ssim": values["ssim"] / values["ssim_windows"],
+            "ssim_paper": values["ssim_paper"] / values["ssim_windows"],
             "psnr": 10 * np.log10(DN**2 / mse),
-            "psnr_paper": 10 * np.log10(_data_range(values["histogram"]) ** 2 / mse),
+            "psnr_paper": 10 * np.log10(dn_range**2 / mse),
+            "consistency": np.sqrt(values["input_error"] / values["input_pixels"]),
         }
         joint = {
             "sam": np.degrees(values["angle"][0] / values["angles"][0]),
@@ -169,77 +254,9 @@ def results(values: Mapping[str, Array], bands: Sequence[str]) -> dict[str, dict
 
 
 def _spectral_angles(x: Array, p: Array) -> Array:
-    """Angles [rad] of the pixels whose two spectra are not zero."""
-    lengths = np.sqrt(np.einsum("nyxb,nyxb->nyx", x, x) * np.einsum("nyxb,nyxb->nyx", p, p))
+    """Angles [rad] of the pixels (pixel, band) whose two spectra are not zero."""
+    lengths = np.sqrt(np.einsum("nb,nb->n", x, x) * np.einsum("nb,nb->n", p, p))
     valid = lengths > 0
-    cosines = np.einsum("nyxb,nyxb->nyx", x, p)[valid] / lengths[valid]
+    cosines = np.einsum("nb,nb->n", x, p)[valid] / lengths[valid]
     angles: Array = np.arccos(np.clip(cosines, -1.0, 1.0))
     return angles
-
-
-def _histogram(x: Array) -> Array:
-    """Number of values at each whole DN, (65536,)."""
-    whole = np.rint(x).clip(0, LARGEST_DN).astype(np.int64)
-    return np.bincount(whole.ravel(), minlength=LARGEST_DN + 1).astype(np.float64)
-
-
-def _data_range(histogram: Array) -> float:
-    """Largest minus smallest DN that occurs."""
-    present = np.flatnonzero(histogram)
-    return float(present[-1] - present[0])
-
-
-def _window_sums(x: Array, p: Array) -> Sums:
-    """Sums over patches of each patch's mean SSIM and UIQ, (band,)."""
-    # (patch, band, y, x): both passes of a window are then matrix products.
-    x, p = (np.ascontiguousarray(np.moveaxis(array, -1, 1)) for array in (x, p))
-    fields = np.stack([x, p, x * x + p * p, x * p])
-    offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
-    gaussian = np.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
-    moments = _window_moments(fields, gaussian / gaussian.sum())
-    uniform = _window_moments(fields, np.full(UIQ_WINDOW, 1 / UIQ_WINDOW))
-    return {
-        "ssim": _similarity(*moments, (0.01 * DN) ** 2, (0.03 * DN) ** 2)
-        .mean(axis=(2, 3))
-        .sum(axis=0),
-        "ssim_paper": _similarity(*moments, 0.0, 0.0).mean(axis=(2, 3)).sum(axis=0),
-        "uiq": _similarity(*uniform, 0.0, 0.0).mean(axis=(2, 3)).sum(axis=0),
-    }
-
-
-def _window_moments(fields: Array, taps: Array) -> tuple[Array, Array, Array, Array]:
-    """Means of x and p, sum of their variances, covariance, in every window inside the patch."""
-    height, width = fields.shape[-2:]
-    fields = _windows(height, taps) @ (fields @ _windows(width, taps).T)
-    mean_x, mean_p, squares, product = fields
-    return mean_x, mean_p, squares - mean_x**2 - mean_p**2, product - mean_x * mean_p
-
-
-def _windows(size: int, taps: Array) -> Array:
-    """(size - taps + 1, size): row i weighs the pixels from i on."""
-    matrix = np.zeros((size - len(taps) + 1, size))
-    for row in range(len(matrix)):
-        matrix[row, row : row + len(taps)] = taps
-    return matrix
-
-
-def _similarity(
-    mean_x: Array, mean_p: Array, variances: Array, covariance: Array, c1: float, c2: float
-) -> Array:
-    """Luminance times structure of each window; with c1 = c2 = 0 the universal quality index.
-
-    A term whose denominator is 0 counts as 1, as in Wang's own code: both windows are flat, or both
-    are 0.
-    """
-    squares = mean_x**2 + mean_p**2
-    # Flat up to rounding: float64 leaves about 1e-16 of the mean square, one DN in one of 64 pixels
-    # 1e-10 and more.
-    flat = variances <= 1e-12 * squares
-    luminance = _ratio(2 * mean_x * mean_p + c1, squares + c1, squares + c1 == 0)
-    structure = _ratio(2 * covariance + c2, variances + c2, flat & (c2 == 0))
-    return luminance * structure
-
-
-def _ratio(above: Array, below: Array, undefined: NDArray[np.bool_]) -> Array:
-    """Quotient, 1 where it is undefined."""
-    return np.where(undefined, 1.0, above / np.where(undefined, 1.0, below))

@@ -1,303 +1,217 @@
-"""`python -m kerass2.predict MODEL_OR_WORKDIR INPUT -o OUT.tif`: sharpen one granule to 10 m."""
+"""`python -m kerass2.predict MODEL INPUT... -o OUT`: sharpen granules to 10 m."""
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 
 from data_pipelines.spec import DataError
-from kerass2 import cli
+from kerass2 import cli, ranks
 
 if TYPE_CHECKING:
     import keras
     import xarray
 
     from data_pipelines.granule import Granule
+    from data_pipelines.windows import Window
+    from kerass2.outputs import Advance
 
-Advance = Callable[[int], None]
+# Repeated here so that --help imports neither numpy nor rasterio; a test holds them equal.
+FORMATS = ("COG", "GTiff", "Zarr")
+PROCEDURES = ("lattice", "dsen2")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def predict_granule(
-    model: keras.Model, granule: Granule, *, window: int | None = None, batch_size: int = 8
-) -> xarray.DataArray:
-    """Sharpen a granule in memory.
+    model: keras.Model,
+    granule: Granule,
+    *,
+    model_60m: keras.Model | None = None,
+    bands: Sequence[str] | None = None,
+    roi: Window | None = None,
+    procedure: str = "lattice",
+    precision: str | None = None,
+    core: int | None = None,
+) -> xarray.Dataset:
+    """Sharpen a granule, lazily: pixels are computed when they are asked for.
 
     Args:
         model: a super-resolution model of kerass2.models, which takes and gives reflectance [1].
         granule: see data_pipelines.granule.open_granule.
-        window: edge of a window [px], see tiling.build_lattice. With attention the result depends
-            on it.
-        batch_size: windows predicted at once.
+        model_60m: another one, for the 60 m bands.
+        bands: names; None: those that the models give; ("all",): the 10 m bands, too.
+        roi: the part to make [px of 10 m]; None: all.
+        procedure: see networks.build_network.
+        precision: likewise.
+        core: edge of a dask block [px of 10 m]; the result does not depend on it, unless the
+            model's mean-shift or attention has no blocks.
 
     Returns:
-        (band, y, x) uint16 DN at 10 m: 0 where the band to sharpen has no data, 65535 where it is
-        saturated, else 1 to 65534;
-        coordinate `band`, attributes as a granule's cubes have them, with the offset and
-        quantification of the bands that were sharpened.
+        One (y, x) variable a band, uint16 DN at 10 m: 0 where the band to sharpen has no data,
+        65535 where it is saturated, else 1 to 65534; reflectance is (DN + offset) / quantification,
+        both attributes. See lazy.build_dataset.
 
     Raises:
-        DataError: the granule lacks what the model takes, or the model gives NaN.
+        DataError: the granule lacks what the model takes; and when pixels are computed, the model
+            gives NaN.
     """
-    from data_pipelines.granule import build_cube
-    from kerass2 import models
+    from kerass2 import lazy, networks, sharpen
 
-    strips = predict_rows(model, granule, window=window, batch_size=batch_size)
-    bands = models.describe(model)["target_bands"]
-    attributes = _lowres(model, granule).attrs
-    meaning = {key: attributes[key] for key in ("offset", "quantification") if key in attributes}
-    return build_cube(
-        np.concatenate(list(strips), axis=1), bands, 10, **georeference(granule), **meaning
-    )
+    models = [model] if model_60m is None else [model, model_60m]
+    used = [
+        networks.build_network(each, procedure=procedure, precision=precision) for each in models
+    ]
+    return lazy.build_dataset(sharpen.build_plan(granule, used, bands=bands, roi=roi, core=core))
 
 
-def predict_rows(
-    model: keras.Model,
-    granule: Granule,
-    *,
-    window: int | None = None,
-    batch_size: int = 8,
-    advance: Advance | None = None,
-) -> Iterator[NDArray[Any]]:
-    """Like predict_granule, from top to bottom in strips (band, rows, x) of uint16 DN.
+class _Numbers(click.ParamType):
+    """Numbers with commas between them."""
 
-    Memory holds a few rows of windows, whatever the size of the granule. `advance` is told of
-    windows done; num_windows says how many there are.
-    """
-    from data_pipelines.granule import harmonise
-    from kerass2 import inputs, models, tiling
+    def __init__(self, kind: type, names: str) -> None:
+        self._kind, self.name = kind, names
 
-    check_granule(model, granule)
-    described = models.describe(model)
-    meaning = dn_meaning(_lowres(model, granule))
-    for strip in tiling.predict_strips(
-        tiling.compile_prediction(model),
-        {name: harmonise(granule.cubes[name]) for name in described["inputs"]},
-        tiling.build_lattice(model, ratios_of(model), window),
-        target=described["target"],
-        num_bands=len(described["target_bands"]),
-        batch_size=batch_size,
-        missing=inputs.lowres_input(described),
-        advance=advance,
-    ):
-        yield _to_dn(strip, **meaning).transpose(2, 0, 1)
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(self._kind(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != 4:
+            self.fail(f"{value!r}: expected {self.name}", param, ctx)
+        return numbers
 
-
-def _to_dn(
-    reflectance: NDArray[Any], *, offset: NDArray[Any], quantification: NDArray[Any]
-) -> NDArray[np.uint16]:
-    """DN (rows, x, band) of reflectance; NaN becomes 0, no data, +Inf 65535, saturated.
-
-    Nothing else becomes either: what DN cannot say is clipped, so that nothing wraps around.
-    """
-    from data_pipelines import sentinel2
-
-    dn = np.rint(reflectance.astype(np.float64) * quantification - offset)
-    dn = np.clip(dn, sentinel2.NO_DATA + 1, sentinel2.SATURATED - 1)
-    dn[np.isposinf(reflectance)] = sentinel2.SATURATED
-    return np.where(np.isnan(dn), sentinel2.NO_DATA, dn).astype(np.uint16)
-
-
-def _lowres(model: keras.Model, granule: Granule) -> xarray.DataArray:
-    """The cube with the bands to sharpen."""
-    from kerass2 import inputs, models
-
-    return granule.cubes[inputs.lowres_input(models.describe(model))]
-
-
-def dn_meaning(cube: xarray.DataArray) -> dict[str, NDArray[np.float64]]:
-    """What the DN of a cube mean: reflectance = (dn + offset) / quantification.
-
-    Returns:
-        {"offset": (band,) [DN], "quantification": (band,)}; 0 and 10000 where the cube says
-        nothing.
-    """
-    from data_pipelines import sentinel2
-
-    default = {"offset": 0, "quantification": sentinel2.QUANTIFICATION}
-    number = len(cube.band)
-    return {
-        key: np.array(cube.attrs.get(key, (value,) * number), np.float64)
-        for key, value in default.items()
-    }
-
-
-def ratios_of(model: keras.Model) -> dict[str, int]:
-    """Pixel size of each of the model's inputs over 10 m."""
-    from kerass2 import models
-
-    return {name: round(gsd / 10) for name, gsd in models.describe(model)["gsd"].items()}
-
-
-def num_windows(model: keras.Model, granule: Granule, window: int | None = None) -> int:
-    """Windows that predict_rows will report."""
-    from kerass2 import tiling
-
-    return tiling.build_lattice(model, ratios_of(model), window).num_windows(*granule.shape)
-
-
-def check_granule(model: keras.Model, granule: Granule) -> None:
-    """Refuse a granule without the cubes and bands, in the order, that the model takes.
-
-    Raises:
-        DataError: what the model takes and what the granule has.
-    """
-    from kerass2 import models, tiling
-
-    wanted = models.describe(model)["inputs"]
-    found = {name: tuple(map(str, cube.band.values)) for name, cube in granule.cubes.items()}
-    if any(found.get(name) != tuple(bands) for name, bands in wanted.items()):
-        takes, has = (
-            "; ".join(f"{name} {','.join(bands)}" for name, bands in table.items())
-            for table in (wanted, found)
-        )
-        raise DataError(f"{granule.name}: has {has}; model {model.name} takes {takes}")
-    tiling.granule_shape(granule.cubes, ratios_of(model))
-
-
-def georeference(granule: Granule) -> dict[str, Any]:
-    """CRS and transform of the 10 m grid: {"crs": text or None, "transform": six numbers or None}.
-
-    The first cube that has them tells; a coarser grid begins at the same corner.
-    """
-    from data_pipelines.sentinel2 import GSDS
-
-    for name, cube in granule.cubes.items():
-        if cube.attrs.get("transform") is not None:
-            a, b, c, d, e, f = cube.attrs["transform"]
-            ratio = GSDS[name] / 10
-            transform = (a / ratio, b / ratio, c, d / ratio, e / ratio, f)
-            return {"crs": cube.attrs.get("crs"), "transform": transform}
-    return {"crs": None, "transform": None}
-
-
-def write_prediction(
-    model: keras.Model,
-    granule: Granule,
-    output: pathlib.Path,
-    *,
-    window: int | None = None,
-    batch_size: int = 8,
-    overwrite: bool = False,
-    advance: Advance | None = None,
-) -> None:
-    """Sharpen a granule into a GeoTIFF of uint16 DN, streamed.
-
-    DN mean what they mean in the granule; where that is not reflectance x 10000, each band bears
-    GDAL's scale and offset, with which readers get reflectance. The file has band descriptions,
-    no-data 0, and CRS and transform of the granule where it has them; made of made-up pixels it is
-    tagged as such. It appears complete or not at all.
-
-    Raises:
-        DataError: see predict_granule and raster.write_geotiff.
-    """
-    from affine import Affine
-
-    from data_pipelines import geotiff, raster, sentinel2
-    from kerass2 import models
-
-    height, width = granule.shape
-    described, place = models.describe(model), georeference(granule)
-    meaning = dn_meaning(_lowres(model, granule))
-    plain = (
-        not meaning["offset"].any()
-        and (meaning["quantification"] == sentinel2.QUANTIFICATION).all()
-    )
-    scales = 1 / meaning["quantification"]
-    raster.write_geotiff(
-        output,
-        predict_rows(model, granule, window=window, batch_size=batch_size, advance=advance),
-        height=height,
-        width=width,
-        bands=described["target_bands"],
-        crs=place["crs"],
-        transform=None if place["transform"] is None else Affine(*place["transform"]),
-        tags={
-            "SOURCE": granule.scene,
-            "MODEL": described["model"],
-            "UNIT": "reflectance x 10000, no offset"
-            if plain
-            else "DN of the source: reflectance = DN x scale + offset of the band",
-            **(geotiff.SYNTHETIC_TAGS if granule.synthetic else {}),
-        },
-        scales=None if plain else scales.tolist(),
-        offsets=None if plain else (meaning["offset"] * scales).tolist(),
-        overwrite=overwrite,
-    )
+    def get_metavar(self, *_: Any, **__: Any) -> str:
+        return self.name
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", metavar="MODEL_OR_WORKDIR", type=click.Path(path_type=pathlib.Path))
-@click.argument("source", metavar="INPUT", type=click.Path(path_type=pathlib.Path))
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=pathlib.Path), help="GeoTIFF."
+@click.argument(
+    "arguments",
+    metavar="MODEL_OR_WORKDIR INPUT...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=pathlib.Path),
 )
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=pathlib.Path),
+    help="File to write (.tif, .zarr); of several inputs the folder, one file each.",
+)
+@click.option(
+    "--model-60m",
+    type=click.Path(path_type=pathlib.Path),
+    help="Another model or work folder, for B01 and B09.",
+)
+@click.option(
+    "--bands",
+    help="all: with the 10 m bands as they are; or names (B05,B8A); default: those sharpened.",
+)
+@click.option(
+    "--roi",
+    type=_Numbers(int, "X0,Y0,X1,Y1"),
+    help="Pixels of 10 m from the upper left corner; X1 and Y1 are the first ones left out.",
+)
+@click.option(
+    "--roi-lonlat",
+    type=_Numbers(float, "LON0,LAT0,LON1,LAT1"),
+    help="West, south, east, north [degree, WGS 84].",
+)
+@click.option(
+    "--geojson",
+    type=click.Path(path_type=pathlib.Path),
+    help="File; the rectangle of pixels around what is in it.",
+)
+@click.option(
+    "--format", "kind", type=click.Choice(FORMATS), help="Default: Zarr for .zarr, else COG."
+)
+@ranks.options(default="single")
+@click.option(
+    "--procedure",
+    type=click.Choice(PROCEDURES),
+    default="lattice",
+    show_default=True,
+    help="lattice: a pixel's value does not depend on windows. dsen2: as DSen2's own scripts, "
+    "windows of 128 px with a border of 8 (60 m: 192 and 12).",
+)
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), help="Of inner layers; default: the model's own."
+)
+@click.option("--bicubic", is_flag=True, help="Bicubic interpolation; no MODEL is given then.")
+@click.option("--stac", is_flag=True, help="Write a STAC item (.json) beside the output.")
+@click.option("--preview", is_flag=True, help="Write a picture (.png) beside the output.")
+@click.option("--resume", is_flag=True, help="Go on where the same command was broken off.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option(
     "--window",
     type=click.IntRange(min=1),
-    help="Edge of a window with its halo [px]; default: 64 with attention, else 128.",
+    help="Edge of a window [px of 10 m]. The result depends on it only where a model's mean-shift "
+    "or attention has no blocks, and with --procedure dsen2.",
 )
 @click.option(
-    "--batch", default=8, show_default=True, type=click.IntRange(min=1), help="Windows at once."
+    "--border", type=click.IntRange(min=0), help="Border of --procedure dsen2 [px of 10 m]."
 )
 def main(
-    model: pathlib.Path,
-    source: pathlib.Path,
-    output: pathlib.Path,
-    overwrite: bool,
-    window: int | None,
-    batch: int,
+    arguments: tuple[pathlib.Path, ...], strategy: str, workers: int | None, **options: Any
 ) -> None:
-    """Sharpen INPUT to 10 m.
+    """Sharpen each INPUT to 10 m.
 
     INPUT is a Sentinel-2 product (.SAFE, .zip, MTD_*.xml), a STAC item, a folder of one GeoTIFF or
     JPEG 2000 a band or of gsd10.tif, gsd20.tif, gsd60.tif, a BigEarthNet patch or a .npz scene; the
     output has the DN of the input, offset and all. The words sample and synthetic mean the real
-    sample's area and a made-up granule.
+    sample's area and a made-up granule. Inputs that fail are named at the end (exit code 1); the
+    others are written. With --strategy horovod or multiworker ranks share the windows.
     """
+    from kerass2 import predict_job
+
+    job = predict_job.check(arguments, **options)
+    here = ranks.start(strategy, workers)
+    failed = []
+    with _bar(here.is_chief) as bar:
+        run = job.open()
+        for number, source in enumerate(job.sources):
+            try:
+                message = run(number, here, bar)
+            except DataError as error:
+                if len(job.sources) == 1:
+                    raise
+                failed.append(str(error) if str(source) in str(error) else f"{source}: {error}")
+                continue
+            if here.is_chief:
+                click.echo(message)
+    if here.is_chief:
+        for text in failed:
+            click.echo(f"error: {text}", err=True)
+    if failed:
+        click.get_current_context().exit(1)
+
+
+@contextlib.contextmanager
+def _bar(shown: bool) -> Iterator[Any]:
+    """A progress bar; gives the function that begins a granule: (name, total) -> advance."""
     import rich.console
     import rich.progress
 
-    from data_pipelines import raster, sample
-    from data_pipelines.granule import open_granule
-    from kerass2 import inputs
-
-    if output.suffix.lower() not in (".tif", ".tiff"):
-        raise DataError(f"{output}: expected a name that ends in .tif")
-    raster.check_output(output, overwrite=overwrite)
-    source, message = sample.resolve_granule(source)
-    if message:
-        click.echo(message, err=True)
-    granule = open_granule(source)
-    network = inputs.load_model(model)
-    check_granule(network, granule)
-    if granule.synthetic:
-        click.echo("THE INPUT IS SYNTHETIC (MADE UP, NOT MEASURED), SO IS THE OUTPUT", err=True)
-    if georeference(granule)["crs"] is None:
-        click.echo(f"warning: {source} has no CRS, so {output} will have none", err=True)
     console = rich.console.Console(stderr=True)
     columns: Any = (
         *rich.progress.Progress.get_default_columns(),
         "{task.completed}/{task.total} windows",
     )
-    with rich.progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("predict", total=num_windows(network, granule, window))
-        write_prediction(
-            network,
-            granule,
-            output,
-            window=window,
-            batch_size=batch,
-            overwrite=overwrite,
-            advance=lambda done: bar.advance(task, done),
-        )
-    height, width = granule.shape
-    click.echo(f"wrote {output}: {height} x {width} px of 10 m, {granule.name}")
+    with rich.progress.Progress(
+        *columns, console=console, disable=not (shown and console.is_terminal)
+    ) as bar:
+
+        def begin(name: str, total: int) -> Advance:
+            task = bar.add_task(name, total=total)
+            return lambda done: bar.advance(task, done)
+
+        yield begin
 
 
 if __name__ == "__main__":

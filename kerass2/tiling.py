@@ -1,9 +1,7 @@
-"""A model over a whole granule, window by window, in bounded memory.
+"""Networks over a granule, window by window: reading and computing overlap, memory is bounded.
 
-The lattice of windows is fixed: it begins at the granule's origin, however many windows go into a
-batch. Convolutions see `halo` pixels beyond what they write and are exact with that. Mean-shift and
-attention look at their whole window instead: with them the result DEPENDS ON THE LATTICE, so window
-and halo belong to a result as the weights do, and windows may differ a little along their seams.
+Regions lie side by side, counted from the granule's first pixel, and a network reads around each
+what it needs. Beyond the granule's edges pixels are mirrored.
 """
 
 from __future__ import annotations
@@ -12,8 +10,8 @@ import bisect
 import concurrent.futures
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +20,13 @@ from data_pipelines.sentinel2 import NO_DATA, QUANTIFICATION, SATURATED
 from data_pipelines.spec import DataError
 from data_pipelines.windows import Window
 
-# Edge of a window with its halo [px of the target]. A fp32 map of direct attention takes 67 MB at
-# 64 px and 1.07 GB at 128; convolutions alone waste less on the halo in large windows.
-WINDOW, WINDOW_ATTENTION = 128, 64
-# Windows predicted at once.
-BATCH = 8
+if TYPE_CHECKING:
+    import xarray
+
+    from kerass2.networks import Network
 
 Predict = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+_Item = TypeVar("_Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +54,6 @@ class Lattice:
         """Edge of what a window reads [px of the target]."""
         return self.core + 2 * self.halo
 
-    def starts(self, size: int) -> range:
-        """First pixel of each core along an axis of `size` pixels; the last may reach beyond it."""
-        return range(0, size, self.core)
-
-    def num_windows(self, height: int, width: int) -> int:
-        """Windows of a granule."""
-        return len(self.starts(height)) * len(self.starts(width))
-
 
 def receptive_radius(model: Any) -> int:
     """Pixels that the convolutions reach to each side; an upper bound where branches are parallel.
@@ -87,41 +77,38 @@ def exact_halo(radius: int, ratios: Mapping[str, int]) -> int:
     reach lies between two coarse pixels, and the outer one must be there too: 14 px become 16 with
     inputs of 20 m and 18 with inputs of 60 m.
     """
+    from kerass2.cropping import interpolation_margin
+
     step = math.lcm(*ratios.values())
-    reach = [
-        -ratio * math.floor((0.5 - radius) / ratio - 0.5) if ratio > 1 else radius
-        for ratio in ratios.values()
-    ]
-    return math.ceil(max(reach) / step) * step
+    reach = max(interpolation_margin(radius, ratio) for ratio in ratios.values())
+    return math.ceil(reach / step) * step
 
 
-def build_lattice(model: Any, ratios: Mapping[str, int], window: int | None = None) -> Lattice:
-    """The lattice for a model: exact halo, and windows of about `window` pixels with it.
+def build_lattice(model: Any, ratios: Mapping[str, int], window: int) -> Lattice:
+    """Windows of about `window` pixels with a halo for the model's convolutions.
 
     Args:
         model: a model of kerass2.models.
         ratios: see Lattice.
-        window: edge of a window with its halo [px]; by default 64 for models with attention and 128
-            for others, more where the halo would leave less than half of that.
+        window: edge of a window with its halo [px]; more where the halo would leave less than half
+            of that.
 
     Raises:
         DataError: `window` is too small for the model's halo.
     """
-    from kerass2.models import layers
-
     step = math.lcm(*ratios.values())
     halo = exact_halo(receptive_radius(model), ratios)
-    if window is None:
-        attention = any(isinstance(layer, layers.SelfAttention) for layer in model.layers)
-        window = max(WINDOW_ATTENTION if attention else WINDOW, 4 * halo)
-    core = (window - 2 * halo) // step * step
-    if core < 1:
-        raise DataError(f"window of {window} px: this model needs at least {2 * halo + step} px")
+    core = (max(window, 4 * halo) - 2 * halo) // step * step
     return Lattice(core, halo, dict(ratios))
 
 
-def compile_prediction(model: Any) -> Predict:
+def compile_prediction(model: Any, *, sizes_known: bool = False) -> Predict:
     """A compiled call: {input: (batch, y, x, band) float32 reflectance} to {target: likewise}.
+
+    Args:
+        model: a model of kerass2.models.
+        sizes_known: trace the model again for each size of its inputs: worth it where there are
+            few of them, since it then knows that blocks are whole.
 
     Under TensorFlow a function of our own instead of model.predict_on_batch, which goes through
     tf.distribute when the model was made in a strategy's scope: every rank would then have to take
@@ -140,7 +127,9 @@ def compile_prediction(model: Any) -> Predict:
 
     # A batch of another size is traced once more; then the batch axis is left open.
     compiled = tf.function(
-        lambda inputs: model(inputs, training=False), reduce_retracing=True, autograph=False
+        lambda inputs: model(inputs, training=False),
+        reduce_retracing=not sizes_known,
+        autograph=False,
     )
 
     def predict_tensorflow(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
@@ -148,67 +137,6 @@ def compile_prediction(model: Any) -> Predict:
         return {name: value.numpy() for name, value in outputs.items()}
 
     return predict_tensorflow
-
-
-def predict_strips(
-    predict: Predict,
-    cubes: Mapping[str, Any],
-    lattice: Lattice,
-    *,
-    target: str,
-    num_bands: int,
-    batch_size: int = BATCH,
-    missing: str | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> Iterator[NDArray[Any]]:
-    """Predict a granule from top to bottom; memory holds two rows of windows and one batch.
-
-    The next row of windows is read while this one is computed. Of a lazy cube it holds the rows of
-    chunks that these windows see, and reads each chunk once.
-
-    Args:
-        predict: see compile_prediction.
-        cubes: {input: (band, y, x)} DN; numpy, or lazy xarray, which is read strip by strip.
-        lattice: where windows lie.
-        target: name of the prediction.
-        num_bands: bands of the prediction.
-        batch_size: windows predicted at once.
-        missing: name of the input with the bands of the prediction; where it has no data, the
-            prediction is NaN, and where it is saturated, +Inf. None lets the prediction stand.
-        advance: called with the number of windows done since the last call.
-
-    Yields:
-        (rows, x, band) float32 reflectance, `lattice.core` rows each, the last one what is left.
-        Windows without any data (all inputs 0) are 0 and are not computed.
-
-    Raises:
-        DataError: the cubes do not nest, or the model gives a value that is not finite.
-    """
-    height, width = granule_shape(cubes, lattice.ratios)
-    columns = lattice.starts(width)
-    rows = {name: _Rows(cubes[name]) for name in lattice.ratios}
-    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
-        following = reader.submit(_read_row, rows, 0, width, lattice)
-        for y in lattice.starts(height):
-            row = following.result()
-            if y + lattice.core < height:
-                following = reader.submit(_read_row, rows, y + lattice.core, width, lattice)
-            strip = np.zeros((lattice.core, len(columns) * lattice.core, num_bands), np.float32)
-            starts = [x for x in columns if _has_data(row, x, lattice)]
-            if advance is not None:
-                advance(len(columns) - len(starts))
-            for i in range(0, len(starts), batch_size):
-                part = starts[i : i + batch_size]
-                _write_cores(strip, predict(_cut(row, part, lattice))[target], part, lattice)
-                if advance is not None:
-                    advance(len(part))
-            if not np.isfinite(strip).all():
-                stop = min(y + lattice.core, height)
-                raise DataError(f"the model gives NaN or Inf in rows {y} to {stop}: is it trained?")
-            if missing is not None:
-                strip[_where(row, missing, lattice, NO_DATA)] = np.nan
-                strip[_where(row, missing, lattice, SATURATED)] = np.inf
-            yield strip[: height - y, :width]
 
 
 def granule_shape(cubes: Mapping[str, Any], ratios: Mapping[str, int]) -> tuple[int, int]:
@@ -229,98 +157,179 @@ def granule_shape(cubes: Mapping[str, Any], ratios: Mapping[str, int]) -> tuple[
     return height, width
 
 
-class _Rows:
+def list_regions(roi: Window, core: int) -> list[Window]:
+    """Squares of `core` px counted from the granule's first pixel, cut to a window, row by row."""
+    regions = []
+    for y in range(roi.y // core * core, roi.y + roi.height, core):
+        for x in range(roi.x // core * core, roi.x + roi.width, core):
+            y0, x0 = max(y, roi.y), max(x, roi.x)
+            y1, x1 = min(y + core, roi.y + roi.height), min(x + core, roi.x + roi.width)
+            regions.append(Window(y0, x0, y1 - y0, x1 - x0))
+    return regions
+
+
+def reading_window(networks: Iterable[Network], region: Window, shape: tuple[int, int]) -> Window:
+    """The window around all that networks read for a region, the region itself among it."""
+    views = [piece.view for network in networks for piece in network.place(region, shape)]
+    unit = math.lcm(*(ratio for network in networks for ratio in network.ratios.values()))
+    corners = [(w.y, w.x, w.y + w.height, w.x + w.width) for w in (region, *views)]
+    y, x = (min(values) // unit * unit for values in list(zip(*corners, strict=True))[:2])
+    y1, x1 = (-(-max(values) // unit) * unit for values in list(zip(*corners, strict=True))[2:])
+    return Window(y, x, y1 - y, x1 - x)
+
+
+def mirrored(start: int, stop: int, size: int) -> NDArray[np.int64]:
+    """Indices start to stop along an axis of `size` pixels, mirrored beyond both ends."""
+    index = np.arange(start, stop) % (2 * size)
+    return np.where(index < size, index, 2 * size - 1 - index)
+
+
+class Rows:
     """Rows of a cube (band, y, x) from top to bottom; each chunk of a lazy one is read once.
 
     A chunk is read as a whole, and is higher than a row of windows: without this a tile would be
     decoded ten times over.
     """
 
-    def __init__(self, cube: Any) -> None:
+    def __init__(self, cube: xarray.DataArray, columns: tuple[int, int]) -> None:
+        """Only `columns` (first, end) are read."""
         self.shape = cube.shape
-        self._cube = cube
-        chunks = getattr(cube, "chunks", None)
-        # First row of each row of chunks, and the end; a numpy array needs no reading.
-        self._edges = None if chunks is None else np.cumsum([0, *chunks[-2]]).tolist()
-        self._first = 0
-        self._held: NDArray[Any] | None = None
+        self.first = columns[0]
+        self._cube = cube.data[:, :, slice(*columns)]
+        chunks = getattr(self._cube, "chunks", None)
+        edges = [0, cube.shape[1]] if chunks is None else np.cumsum([0, *chunks[-2]]).tolist()
+        self._edges: list[int] = edges
+        self._held: dict[int, NDArray[np.uint16]] = {}
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows start to stop; `start` never falls from call to call."""
-        if self._edges is None:
-            return np.asarray(self._cube[:, start:stop])
+    def read(self, start: int, stop: int) -> dict[int, NDArray[np.uint16]]:
+        """First row -> (band, rows, columns) of the chunks that hold rows start to stop."""
         first = bisect.bisect_right(self._edges, start) - 1
         last = bisect.bisect_left(self._edges, stop)
-        begin, end = self._edges[first], self._edges[last]
-        if self._held is None or begin > self._first or end > self._first + self._held.shape[1]:
-            kept = [] if self._held is None else [self._held[:, begin - self._first :]]
-            done = begin + (kept[0].shape[1] if kept else 0)
-            if done < end:
-                kept.append(np.asarray(self._cube[:, done:end]))
-            # A copy, so that the rows that are done with can be forgotten.
-            self._first, self._held = begin, np.concatenate(kept, axis=1)
-        return self._held[:, start - self._first : stop - self._first]
+        for key in [key for key in self._held if key < self._edges[first]]:
+            del self._held[key]
+        for number in range(first, last):
+            begin, end = self._edges[number : number + 2]
+            if begin not in self._held:
+                self._held[begin] = np.asarray(self._cube[:, begin:end])
+        return dict(self._held)
 
 
-def _read_row(
-    cubes: Mapping[str, _Rows], y: int, width: int, lattice: Lattice
-) -> dict[str, NDArray[Any]]:
-    """{input: (y, x, band)} DN of a row of windows with halo, mirrored at the granule's edges.
+class Held:
+    """Pixels of a cube around one window, with the attributes of Rows that Strips looks at."""
 
-    Mirroring also fills the last windows up beyond their halo, where nothing needs to be exact.
+    def __init__(
+        self, shape: Sequence[int], corner: tuple[int, int], pixels: NDArray[np.uint16]
+    ) -> None:
+        """`shape` of the whole cube; `corner`: first row and column of the pixels."""
+        self.shape, self.first = tuple(shape), corner[1]
+        self.rows = {corner[0]: np.asarray(pixels)}
+
+
+class Strips:
+    """What is in memory of a granule's cubes: the rows that a row of regions reads."""
+
+    def __init__(
+        self, rows: Mapping[str, Rows | Held], held: Mapping[str, Mapping[int, Any]]
+    ) -> None:
+        """`held`: {cube: of Rows.read}."""
+        self._rows, self._held = rows, held
+
+    def cut(self, name: str, window: Window) -> NDArray[np.uint16]:
+        """(band, y, x) DN of a window of a cube [px of that cube], mirrored at the edges."""
+        rows = self._rows[name]
+        y = mirrored(window.y, window.y + window.height, rows.shape[1])
+        x = mirrored(window.x, window.x + window.width, rows.shape[2])
+        first, last = int(y.min()), int(y.max()) + 1
+        left, right = int(x.min()), int(x.max()) + 1
+        parts = []
+        for start, pixels in sorted(self._held[name].items()):
+            a, b = max(first, start) - start, min(last, start + pixels.shape[1]) - start
+            if a < b:
+                parts.append(pixels[:, a:b, left - rows.first : right - rows.first])
+        inside: NDArray[np.uint16]
+        inside = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        if (last - first, right - left) != (len(y), len(x)) or y[0] != first or x[0] != left:
+            inside = inside[:, y - first][:, :, x - left]
+        return inside
+
+
+def read_strips(
+    cubes: Mapping[str, xarray.DataArray],
+    networks: Sequence[Network],
+    regions: Sequence[Window],
+    shape: tuple[int, int],
+) -> Iterator[tuple[Window, Strips]]:
+    """Regions, top to bottom, each with the pixels that it needs; the next row is read ahead.
+
+    Args:
+        cubes: those that are read, lazy or not.
+        networks: they say what a region needs.
+        regions: of list_regions, in that order; some may be left out.
+        shape: of the granule [px of the target].
     """
-    whole = len(lattice.starts(width)) * lattice.core
-    row = {}
-    for name, ratio in lattice.ratios.items():
-        view = Window(y, 0, lattice.core, whole).grown(lattice.halo).coarser(ratio)
-        inside = view.clipped(*cubes[name].shape[1:])
-        rows = cubes[name].read(inside.y, inside.y + inside.height)
-        pixels = rows[:, :, inside.slices[1]].transpose(1, 2, 0)
-        before = inside.y - view.y, inside.x - view.x
-        after = (
-            view.height - inside.height - before[0],
-            view.width - inside.width - before[1],
-        )
-        margins = ((before[0], after[0]), (before[1], after[1]), (0, 0))
-        row[name] = np.pad(pixels, margins, mode="symmetric")
-    return row
+    from data_pipelines.sentinel2 import GSDS
+
+    if not regions:
+        return
+    windows = {region: reading_window(networks, region, shape) for region in regions}
+
+    def bounds(some: Sequence[Window], ratio: int, axis: int) -> tuple[int, int]:
+        """First pixel and end along y (0) or x (1) that the mirrored windows hold."""
+        ends = []
+        for window in some:
+            w = windows[window].coarser(ratio)
+            start, size = (w.y, w.height) if axis == 0 else (w.x, w.width)
+            index = mirrored(start, start + size, shape[axis] // ratio)
+            ends += [int(index.min()), int(index.max()) + 1]
+        return min(ends), max(ends)
+
+    ratios = {name: GSDS[name] // 10 for name in cubes}
+    rows = {name: Rows(cubes[name], bounds(regions, r, 1)) for name, r in ratios.items()}
+    by_row: dict[int, list[Window]] = {}
+    for region in regions:
+        by_row.setdefault(region.y, []).append(region)
+
+    def read() -> Iterator[tuple[list[Window], Strips]]:
+        for row in by_row.values():
+            held = {name: rows[name].read(*bounds(row, r, 0)) for name, r in ratios.items()}
+            yield row, Strips(rows, held)
+
+    for row, strips in ahead(read()):
+        for region in row:
+            yield region, strips
 
 
-def _columns(x: int, ratio: int, lattice: Lattice) -> slice:
-    """What the window whose core begins at target column x reads of a row, which has its halo."""
-    return slice(x // ratio, (x + lattice.window) // ratio)
+def ahead(items: Iterable[_Item]) -> Iterator[_Item]:
+    """The same items, each made by another thread while the one before it is worked on."""
+    iterator, end = iter(items), object()
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+        following = pool.submit(next, iterator, end)
+        while (item := following.result()) is not end:
+            following = pool.submit(next, iterator, end)
+            yield item  # type: ignore[misc]
 
 
-def _where(
-    row: Mapping[str, NDArray[Any]], name: str, lattice: Lattice, dn: int
-) -> NDArray[np.bool_]:
-    """(core, x, band): where an input has this DN, without the halo, on the target's grid."""
-    ratio, halo = lattice.ratios[name], lattice.halo
-    pixels = row[name][halo // ratio : (halo + lattice.core) // ratio]
-    found = pixels[:, halo // ratio : -(halo // ratio) or None] == dn
-    return np.asarray(found.repeat(ratio, axis=0).repeat(ratio, axis=1))
+def read_region(
+    cubes: Mapping[str, xarray.DataArray], strips: Strips, window: Window
+) -> dict[str, NDArray[np.float32]]:
+    """{cube: (y, x, band) float32 reflectance} of a window around a region."""
+    import xarray
+
+    from data_pipelines.granule import harmonise
+    from data_pipelines.sentinel2 import GSDS
+
+    given = {}
+    for name, cube in cubes.items():
+        dn = strips.cut(name, window.coarser(GSDS[name] // 10))
+        pixels = xarray.DataArray(dn, {"band": cube.band}, cube.dims, attrs=cube.attrs)
+        same = harmonise(pixels).data
+        given[name] = same.transpose(1, 2, 0).astype(np.float32) / np.float32(QUANTIFICATION)
+    return given
 
 
-def _has_data(row: Mapping[str, NDArray[Any]], x: int, lattice: Lattice) -> bool:
-    ratios = lattice.ratios.items()
-    return any(row[name][:, _columns(x, ratio, lattice)].any() for name, ratio in ratios)
-
-
-def _cut(
-    row: Mapping[str, NDArray[Any]], starts: Sequence[int], lattice: Lattice
-) -> dict[str, NDArray[Any]]:
-    """{input: (window, y, x, band) float32 reflectance} of the windows at columns `starts`."""
-    batch = {}
-    for name, ratio in lattice.ratios.items():
-        pixels = np.stack([row[name][:, _columns(x, ratio, lattice)] for x in starts])
-        batch[name] = pixels.astype(np.float32) / np.float32(QUANTIFICATION)
-    return batch
-
-
-def _write_cores(
-    strip: NDArray[Any], predicted: NDArray[Any], starts: Sequence[int], lattice: Lattice
-) -> None:
-    """Put the inner part of each predicted window in its place."""
-    inside = slice(lattice.halo, lattice.halo + lattice.core)
-    for x, values in zip(starts, predicted, strict=True):
-        strip[:, x : x + lattice.core] = values[inside, inside]
+def special_pixels(
+    dn: NDArray[np.uint16], ratio: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(without data, saturated), each (band, y, x) on the target's grid, of coarse DN."""
+    fine = dn.repeat(ratio, axis=1).repeat(ratio, axis=2)
+    return fine == NO_DATA, fine == SATURATED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -48,14 +49,14 @@ def build(name: str, **options: Any) -> keras.Model:
 
 
 def _check_option(name: str, key: str, value: Any, default: Any) -> None:
-    """An option has the type of its default; a count is at least 1."""
+    """An option has the type of its default; a count is at least 1, or 0 where that is the default."""
     if type(value) is not type(default):
         raise ConfigError(
             f"model {name!r}: {key} = {value!r} is {type(value).__name__}, "
             f"{type(default).__name__} is needed"
         )
-    if type(value) is int and value < 1:
-        raise ConfigError(f"model {name!r}: {key} = {value}, at least 1 is needed")
+    if type(value) is int and value < (least := min(1, default)):
+        raise ConfigError(f"model {name!r}: {key} = {value}, at least {least} is needed")
     policies = ("float32", "mixed_bfloat16", "mixed_float16")
     if key == "dtype" and value not in policies:
         raise ConfigError(f"model {name!r}: dtype {value!r}; there are: {', '.join(policies)}")
@@ -87,13 +88,18 @@ def describe(model: keras.Model) -> dict[str, Any]:
     Returns:
         {"model": name, "task": task, "inputs": {"gsd10": ("B02", ...), ...}, "target": name of the
         output, "target_bands": ("B05", ...), "gsd": {"gsd10": 10.0, ...}, "scale": fine pixels
-        along the side of one coarse pixel of the target bands (2 or 6), "reflectance_scale": 0.2}.
+        along the side of one coarse pixel of the target bands (2 or 6), "reflectance_scale": 0.2,
+        "block": edge [px of the target] of the lattice of layers that act on blocks, None where
+        there is no such layer or one that acts on the whole input}.
 
     Raises:
         DataError: the model has no such layers.
     """
-    from kerass2.models.layers import ScaleReflectance
+    from kerass2.models.layers import MeanShift, ScaleReflectance, SelfAttention
 
+    edges = {
+        layer.block for layer in model.layers if isinstance(layer, MeanShift | SelfAttention)
+    }
     layers = [layer for layer in model.layers if isinstance(layer, ScaleReflectance)]
     layers.sort(
         key=lambda layer: layer.gsd
@@ -116,6 +122,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
         "gsd": {key: layer.gsd for key, layer in inputs.items()},
         "scale": round(source.gsd / target.gsd),
         "reflectance_scale": target.scale,
+        "block": math.lcm(*edges) if edges and None not in edges else None,
     }
 
 

@@ -44,12 +44,12 @@ def build(
     x = keras.layers.Concatenate(name="fusion")(fine)
     x = convolution(filters, "conv_first", activation="relu")(x)
     for number in range(1, blocks + 1):
-        x = block(x, filters, f"block{number}", dtype)
+        x = residual_block(x, filters, f"block{number}", dtype)
     return keras.Model(inputs, close_output(x, fine[-1], task), name="dsen2")
 
 
-def block(x: Any, filters: int, name: str, dtype: str) -> Any:
-    """Residual block: conv - ReLU - conv, times 0.1, added to the float32 stream."""
+def residual_block(x: Any, filters: int, name: str, dtype: str) -> Any:
+    """Conv - ReLU - conv, times 0.1, added to the float32 stream."""
     branch = convolution(filters, f"{name}_conv1", activation="relu", dtype=dtype)(x)
     branch = convolution(filters, f"{name}_conv2", dtype=dtype)(branch)
     return ResidualSum(0.1, name=f"{name}_sum")(x, branch)

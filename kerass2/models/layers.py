@@ -6,13 +6,25 @@ by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from kerass2 import resampling
+from kerass2.models import attention, blocks
+from kerass2.models.normalization import SyncBatchNormalization, synchronise_statistics
+
+__all__ = [
+    "MeanShift",
+    "ResidualSum",
+    "ScaleReflectance",
+    "SelfAttention",
+    "SyncBatchNormalization",
+    "Upsample",
+    "synchronise_statistics",
+]
 
 
 @keras.saving.register_keras_serializable("kerass2")
@@ -95,23 +107,29 @@ class Upsample(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("kerass2")
 class MeanShift(keras.layers.Layer):
-    """Each band of each patch moved to zero mean, against brightness differences of scenes.
+    """Each band of each block moved to zero mean, against brightness differences of scenes.
 
-    The result depends on where a patch ends: on a large raster the lattice of patches has to be
-    fixed.
+    Blocks lie on a lattice that begins at the tensor's first pixel; a block that the edge cuts has
+    the mean of the pixels it has. A tensor no larger than one block is one block.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        """No arguments of its own."""
+    def __init__(self, block: int | None = None, **kwargs: Any) -> None:
+        """`block` is the edge of a block [px]; None: all pixels are one block."""
         super().__init__(**{"dtype": "float32", **kwargs})
+        blocks.check_block(block)
+        self.block = block
 
     def call(self, inputs: Any) -> Any:
         """(batch, y, x, band) float32 in and out."""
-        return inputs - ops.mean(inputs, axis=(1, 2), keepdims=True)
+        return blocks.subtract_means(inputs, blocks.divide(inputs, self.block))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The input's shape."""
         return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Adds the block."""
+        return {**super().get_config(), "block": self.block}
 
 
 @keras.saving.register_keras_serializable("kerass2")
@@ -142,17 +160,22 @@ class ResidualSum(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("kerass2")
 class SelfAttention(keras.layers.Layer):
-    """Self-attention over all pixels (Zhang et al. 2018, SAGAN): x + gamma * softmax(g f^T) h.
+    """Self-attention over the pixels of a block (Zhang et al. 2018, SAGAN).
 
-    f, g and h are 1 x 1 convolutions of x. gamma starts at 0: the layer begins as the identity. The
-    direct form holds a (pixels x pixels) map for each sample, 4.2 MB in float32 for 32 x 32 pixels.
+    x + gamma * softmax(g f^T) h, where f, g and h are 1 x 1 convolutions of x. gamma starts at 0:
+    the layer begins as the identity. Blocks are those of MeanShift.
     """
 
-    def __init__(self, key_filters: int = 16, **kwargs: Any) -> None:
-        """`key_filters` is the length of f and g; h is as wide as the input."""
+    def __init__(self, key_filters: int = 16, block: int | None = None, **kwargs: Any) -> None:
+        """`key_filters` is the length of f and g, `block` the edge of a block [px].
+
+        h is as wide as the input. Without a block all pixels are one.
+        """
         # The residual x must not be cast to the policy's compute type on the way in.
         super().__init__(**{**kwargs, "autocast": False})
+        blocks.check_block(block)
         self.key_filters = key_filters
+        self.block = block
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Three projections, written as dense layers on the list of pixels, and gamma."""
@@ -170,95 +193,21 @@ class SelfAttention(keras.layers.Layer):
         shape = ops.shape(inputs)
         pixels = ops.reshape(inputs, (shape[0], shape[1] * shape[2], shape[3]))
         pixels = ops.cast(pixels, self.compute_dtype)
-        # Scores and softmax in float32: an exponential of a bfloat16 number is off by several
-        # percent.
-        keys = ops.cast(self.f(pixels), "float32")
-        queries = ops.cast(self.g(pixels), "float32")
-        attention = ops.softmax(ops.matmul(queries, ops.transpose(keys, (0, 2, 1))), axis=-1)
-        out = ops.matmul(ops.cast(attention, self.compute_dtype), self.h(pixels))
-        gamma = ops.cast(self.gamma, inputs.dtype)
-        return inputs + gamma * ops.reshape(ops.cast(out, inputs.dtype), shape)
+        grid = blocks.divide(inputs, self.block)
+        keys, queries, values = (
+            blocks.split(ops.reshape(dense(pixels), (*shape[:3], dense.units)), grid)
+            for dense in (self.f, self.g, self.h)
+        )
+        inside = None
+        if not grid.is_uncut:
+            inside = ops.tile(blocks.inside(grid), (shape[0], 1))
+        out = blocks.join(attention.attend(queries, keys, values, inside), grid)
+        return inputs + ops.cast(self.gamma, inputs.dtype) * ops.cast(out, inputs.dtype)
 
     def compute_output_spec(self, inputs: Any) -> Any:
         """Shape and type of the input."""
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """Adds the number of key filters."""
-        return {**super().get_config(), "key_filters": self.key_filters}
-
-
-@keras.saving.register_keras_serializable("kerass2")
-class SyncBatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalisation whose statistics can be those of the whole global batch.
-
-    `sum_over_ranks` takes a list of tensors and returns their sums over all ranks, differentiably.
-    It is set by `synchronise_statistics`, is not saved, and None means one rank: then this is
-    keras.layers.BatchNormalization.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        """Arguments of keras.layers.BatchNormalization; the normalised axis is the last."""
-        super().__init__(**kwargs)
-        if self.axis != -1 or self.renorm:
-            raise ValueError(
-                f"axis {self.axis}, renorm {self.renorm}: only the last axis, without renorm"
-            )
-        self.sum_over_ranks: Callable[[list[Any]], list[Any]] | None = None
-
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        """(..., channel) in and out; statistics in float32 or wider."""
-        if self.sum_over_ranks is None or not (training and self.trainable):
-            return super().call(inputs, training=training, mask=mask)
-        if mask is not None:
-            raise ValueError("statistics over ranks take no mask")
-        x = ops.cast(inputs, "float32")
-        mean, variance = _moments_over_ranks(x, self.sum_over_ranks)
-        keep = self.momentum
-        self.moving_mean.assign(self.moving_mean * keep + mean * (1.0 - keep))
-        self.moving_variance.assign(self.moving_variance * keep + variance * (1.0 - keep))
-        outputs = ops.batch_normalization(
-            x, mean, variance, axis=-1, offset=self.beta, scale=self.gamma, epsilon=self.epsilon
-        )
-        return ops.cast(outputs, self.compute_dtype)
-
-
-def _moments_over_ranks(
-    x: Any, sum_over_ranks: Callable[[list[Any]], list[Any]]
-) -> tuple[Any, Any]:
-    """Mean and variance (channel,) over all ranks, by one sum of count, sum and sum of squares.
-
-    The sums are formed in float64 from each rank's own mean and variance: E[x^2] - E[x]^2 in
-    float32 loses the variance of channels whose mean is large. They are short vectors, so the
-    width costs nothing.
-    """
-    axes = tuple(range(len(x.shape) - 1))
-    local_mean, local_variance = (ops.cast(value, "float64") for value in ops.moments(x, axes))
-    count = ops.cast(ops.size(x) // x.shape[-1], "float64")
-    sums = [
-        ops.reshape(count, (1,)),
-        count * local_mean,
-        count * (local_variance + ops.square(local_mean)),
-    ]
-    count, total, squares = sum_over_ranks(sums)
-    mean = total / count
-    variance = ops.maximum(squares / count - ops.square(mean), 0.0)
-    return ops.cast(mean, "float32"), ops.cast(variance, "float32")
-
-
-def synchronise_statistics(
-    model: keras.Model, sum_over_ranks: Callable[[list[Any]], list[Any]] | None
-) -> int:
-    """Let each SyncBatchNormalization of a model use statistics of all ranks; None undoes it.
-
-    Returns:
-        The number of layers set.
-    """
-    num_set = 0
-    for layer in model.layers:
-        if isinstance(layer, SyncBatchNormalization):
-            layer.sum_over_ranks = sum_over_ranks
-            num_set += 1
-        elif isinstance(layer, keras.Model):
-            num_set += synchronise_statistics(layer, sum_over_ranks)
-    return num_set
+        """Adds the number of key filters and the block."""
+        return {**super().get_config(), "key_filters": self.key_filters, "block": self.block}

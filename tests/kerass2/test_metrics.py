@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import time
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skimage.metrics import structural_similarity
+from scipy import ndimage
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.metrics import mean_squared_error
 
 from kerass2 import metrics
@@ -31,7 +33,21 @@ X, P = 1e4 * TARGET.astype(np.float64), 1e4 * PREDICTION.astype(np.float64)
 
 
 def score(scale: int = 2, target: np.ndarray = TARGET, prediction: np.ndarray = PREDICTION) -> dict:
-    return metrics.results(metrics.sums(prediction, target, None, scale), BANDS[: target.shape[-1]])
+    sums = metrics.sums(prediction, target, None, scale, lowres=observe(target, scale))
+    return results(sums, target)
+
+
+def observe(target: np.ndarray, scale: int) -> np.ndarray:
+    """The input under Wald's protocol, by scipy instead of our own filter."""
+    blurred = ndimage.gaussian_filter(target.astype(np.float64), (0, 1 / scale, 1 / scale, 0))
+    n, height, width, bands = target.shape
+    blocks = blurred.reshape(n, height // scale, scale, width // scale, scale, bands)
+    return blocks.mean(axis=(2, 4))
+
+
+def results(sums: dict, target: np.ndarray = TARGET) -> dict:
+    peak = metrics.data_range(metrics.histogram(target))
+    return metrics.results(sums, BANDS[: target.shape[-1]], peak)
 
 
 def mse() -> np.ndarray:
@@ -63,9 +79,76 @@ def test_ergas(scale: int, ratio: float) -> None:
 
 
 def test_psnr() -> None:
-    close(score()["psnr"], with_mean(20 * np.log10(10_000 / np.sqrt(mse()))))
-    peak = np.rint(X).max() - np.rint(X).min()
-    close(score()["psnr_paper"], with_mean(20 * np.log10(peak / np.sqrt(mse()))))
+    """By scikit-image."""
+    for name, peak in (("psnr", 10_000), ("psnr_paper", np.rint(X).max() - np.rint(X).min())):
+        expected = [
+            peak_signal_noise_ratio(X[..., b], P[..., b], data_range=peak) for b in range(6)
+        ]
+        close(score()[name], with_mean(np.array(expected)))
+
+
+@pytest.mark.parametrize("scale", [2, 6])
+def test_consistency_is_the_rmse_of_the_degraded_prediction(scale: int) -> None:
+    """By scipy's filter; its outermost pixels would need what lies beyond the patch."""
+    difference = 1e4 * (observe(PREDICTION, scale) - observe(TARGET, scale))[:, 1:-1, 1:-1]
+    expected = np.sqrt(np.mean(difference**2, axis=(0, 1, 2)))
+    close(score(scale)["consistency"], with_mean(expected), rel=1e-4)
+
+
+def test_consistency_sees_what_the_edges_of_a_patch_hide() -> None:
+    """A patch cut out of a scene has the scene's own pixels as input, edges and all."""
+    target, _ = scene(patches=1, size=48)
+    lowres, inner = observe(target, 2), slice(8, 40)
+    cut = target[:, inner, inner]
+    sums = metrics.sums(cut, cut, None, 2, lowres=lowres[:, 4:20, 4:20])
+    assert results(sums, cut)["consistency"]["mean"] < 0.01
+    assert np.abs(1e4 * (observe(cut, 2) - lowres[:, 4:20, 4:20])).max() > 1
+
+
+def test_what_is_not_compared_with_its_input_has_no_consistency() -> None:
+    found = results(metrics.sums(PREDICTION, TARGET, None, 2))
+    assert np.isnan(found["consistency"]["mean"])
+    assert {k: v for k, v in found.items() if k != "consistency"} == {
+        k: v for k, v in score().items() if k != "consistency"
+    }
+
+
+def test_strips_add_up_to_the_whole() -> None:
+    target, prediction = scene(patches=1, size=60)
+    whole = metrics.sums(prediction, target, None, 2)
+    for bounds in ((0, 20, 60), (0, 11, 33, 49, 60)):
+        total = metrics.zeros(6)
+        for start, stop in itertools.pairwise(bounds):
+            below = 0 if stop == 60 else 10
+            rows = slice(start, stop + below)
+            part = metrics.sums(prediction[:, rows], target[:, rows], None, 2, below=below)
+            total = metrics.add(total, part)
+        for name in set(whole) - {"patches", "scale"}:
+            np.testing.assert_allclose(total[name], whole[name], rtol=1e-12)
+
+
+def test_pixels_that_do_not_count_and_windows_with_them() -> None:
+    """A rectangle without data: the rest is scored as scikit-image's map of windows says."""
+    target, prediction = scene(patches=1, size=40, bands=1)
+    valid = np.ones((1, 40, 40), bool)
+    valid[0, 12:20, 5:9] = False
+    spoilt, truth = prediction.copy(), target.copy()
+    spoilt[~valid], truth[~valid] = np.nan, 7.0
+    found = results(metrics.sums(spoilt, truth, None, 2, valid=valid), target)
+    difference = 1e4 * (prediction - target).astype(np.float64)
+    expected = np.sqrt(np.mean(difference[valid] ** 2))
+    assert found["rmse"]["B05"] == pytest.approx(expected, rel=1e-6)
+    _, windows = structural_similarity(
+        1e4 * target[0, ..., 0].astype(np.float64),
+        1e4 * prediction[0, ..., 0].astype(np.float64),
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=10_000,
+        full=True,
+    )
+    whole = ndimage.minimum_filter(valid[0], 11)[5:-5, 5:-5]
+    assert found["ssim"]["B05"] == pytest.approx(windows[5:-5, 5:-5][whole].mean(), rel=1e-6)
 
 
 def test_sam() -> None:
@@ -161,27 +244,41 @@ def test_padding_counts_nothing_whatever_it_holds() -> None:
     mask = np.array([1, 0, 1, 1, 0, 0, 1], np.float32)
     target, prediction = TARGET.copy(), PREDICTION.copy()
     target[mask == 0], prediction[mask == 0] = np.nan, np.inf
-    found = metrics.results(metrics.sums(prediction, target, mask, 2), BANDS)
-    assert found == score(target=TARGET[mask > 0], prediction=PREDICTION[mask > 0])
+    lowres = observe(TARGET, 2)
+    lowres[mask == 0] = np.nan
+    sums = metrics.sums(prediction, target, mask, 2, lowres=lowres)
+    peak = metrics.data_range(metrics.histogram(target, mask))
+    expected = score(target=TARGET[mask > 0], prediction=PREDICTION[mask > 0])
+    assert metrics.results(sums, BANDS, peak) == expected
 
 
 def test_a_rank_without_patches_adds_zeros() -> None:
-    empty = metrics.sums(PREDICTION, TARGET, np.zeros(7), 2)
+    lowres = observe(TARGET, 2)
+    empty = metrics.sums(PREDICTION, TARGET, np.zeros(7), 2, lowres=lowres)
     assert all(not value.any() for value in empty.values())
-    total = metrics.add(empty, metrics.sums(PREDICTION, TARGET, None, 2))
-    assert metrics.results(total, BANDS) == score()
+    like = metrics.zeros(6)
+    assert {name: value.shape for name, value in like.items()} == {
+        name: value.shape for name, value in empty.items()
+    }
+    total = metrics.add(empty, metrics.sums(PREDICTION, TARGET, None, 2, lowres=lowres))
+    assert results(total) == score()
+    assert np.isnan(metrics.data_range(metrics.histogram(TARGET, np.zeros(7))))
     with pytest.raises(ValueError, match="no patches"):
-        metrics.results(empty, BANDS)
+        results(empty)
 
 
 @settings(max_examples=25, deadline=None)
 @given(owner=st.lists(st.integers(0, 3), min_size=7, max_size=7), scale=st.sampled_from([2, 6]))
 def test_any_partition_over_ranks_gives_the_same(owner: list[int], scale: int) -> None:
     """The vectors of 4 ranks, added as Strategy.sum does."""
-    shares = [metrics.sums(PREDICTION, TARGET, np.equal(owner, rank), scale) for rank in range(4)]
+    lowres = observe(TARGET, scale)
+    shares = [
+        metrics.sums(PREDICTION, TARGET, np.equal(owner, rank), scale, lowres=lowres)
+        for rank in range(4)
+    ]
     vector = np.sum([metrics.pack(share) for share in shares], axis=0)
-    joined = metrics.results(metrics.unpack(vector, shares[0]), BANDS)
-    in_turn = metrics.results(functools.reduce(metrics.add, shares), BANDS)
+    joined = results(metrics.unpack(vector, shares[0]))
+    in_turn = results(functools.reduce(metrics.add, shares))
     for name, expected in score(scale).items():
         close(joined[name], expected, rel=1e-12)
         close(in_turn[name], expected, rel=1e-12)
@@ -235,8 +332,13 @@ def test_wrong_arguments(
         metrics.sums(prediction, target, mask, 2)
 
 
+def test_rows_below_complete_the_windows_of_ssim() -> None:
+    with pytest.raises(ValueError, match="4 rows below: 0 or 10 are needed"):
+        metrics.sums(PREDICTION, TARGET, None, 2, below=4)
+
+
 def test_wrong_bands() -> None:
     with pytest.raises(ValueError, match="2 band names"):
-        metrics.results(metrics.sums(PREDICTION, TARGET, None, 2), ("B01", "B09"))
+        metrics.results(metrics.sums(PREDICTION, TARGET, None, 2), ("B01", "B09"), 1.0)
     with pytest.raises(ValueError, match="different metrics"):
         metrics.add({"a": np.zeros(1)}, {"b": np.zeros(1)})

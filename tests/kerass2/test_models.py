@@ -264,6 +264,7 @@ def test_describe() -> None:
         "gsd": {"gsd10": 10.0, "gsd20": 20.0, "gsd60": 60.0},
         "scale": 6,
         "reflectance_scale": 0.2,
+        "block": None,
     }
     found = models.describe(small())
     assert (found["task"], list(found["inputs"]), found["scale"]) == (

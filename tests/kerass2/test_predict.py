@@ -1,4 +1,4 @@
-"""Prediction of whole granules: georeference, no-data, clipping, formats, refusals, the command."""
+"""Prediction of whole granules: pixels, no-data, clipping, georeference, refusals, the command."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import keras
 import numpy as np
 import pytest
 import rasterio
+import xarray
 from rasterio.errors import NotGeoreferencedWarning
 
-from data_pipelines import geotiff, sample, sentinel2, synthetic, synthetic_product
+import strategies
+from data_pipelines import geotiff, raster_formats, sample, sentinel2, synthetic, synthetic_product
 from data_pipelines.granule import Granule, build_cube, open_granule, open_granules
 from data_pipelines.spec import DataError
-from kerass2 import cli, models, predict
+from kerass2 import cli, models, networks, outputs, precision, predict, sharpen
 
 BANDS = sentinel2.BANDS_20M
 CORNER = (600000.0, 5300040.0)
@@ -61,6 +63,16 @@ def model_file(model: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> 
     return path
 
 
+def dn_of(found: xarray.Dataset) -> np.ndarray:
+    """(band, y, x) of all bands, computed."""
+    return found.to_dataarray("band").values
+
+
+def sharpen_dn(model: keras.Model, granule: Granule, **options: object) -> np.ndarray:
+    """(band, y, x) uint16 of a granule."""
+    return dn_of(predict.predict_granule(model, granule, **options))
+
+
 def folder_of(path: pathlib.Path, cubes: dict[str, np.ndarray]) -> pathlib.Path:
     """A folder of GeoTIFFs with CRS."""
     return geotiff.write_folder(path, cubes, crs="EPSG:32633", corner=CORNER)
@@ -97,7 +109,8 @@ def run_alone(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_equals_the_model_on_the_whole_image(model: keras.Model) -> None:
     cubes = pixels(64, 80)
-    found = predict.predict_granule(model, granule_of(cubes))
+    dataset = predict.predict_granule(model, granule_of(cubes))
+    found = dn_of(dataset)
     padded = {
         name: np.pad(cube, ((0, 0), (margin, margin), (margin, margin)), mode="symmetric")
         for (name, cube), margin in zip(cubes.items(), (32, 16), strict=True)
@@ -106,18 +119,18 @@ def test_equals_the_model_on_the_whole_image(model: keras.Model) -> None:
         name: cube.transpose(1, 2, 0)[None] / np.float32(1e4) for name, cube in padded.items()
     }
     expected = np.asarray(model(inputs)["superres_20m"])[0, 32:-32, 32:-32].transpose(2, 0, 1) * 1e4
-    assert found.dims == ("band", "y", "x")
-    assert tuple(found.band.values) == BANDS
+    assert tuple(dataset) == BANDS
+    assert dataset.B05.dims == ("y", "x")
     assert found.dtype == np.uint16
-    assert np.abs(found.values - np.clip(expected, 1, 65534)).max() <= 0.51
-    assert "crs" not in found.attrs
+    assert np.abs(found - np.clip(expected, 1, 65534)).max() <= 0.51
+    assert "spatial_ref" not in dataset.coords
 
 
 def test_no_data_is_kept_and_nothing_else_becomes_no_data(model: keras.Model) -> None:
     cubes = pixels(low=1)
     cubes["gsd20"][2, 5:9, 7:30] = 0
     cubes["gsd20"][:, :, -3:] = 0
-    found = predict.predict_granule(model, granule_of(cubes)).values
+    found = sharpen_dn(model, granule_of(cubes))
     expected = (cubes["gsd20"] == 0).repeat(2, axis=1).repeat(2, axis=2)
     np.testing.assert_array_equal(found == 0, expected)
 
@@ -129,7 +142,7 @@ def test_values_outside_uint16_are_clipped() -> None:
         bias.assign(np.array([-9, 99, 0, 0, 0, 0], np.float32))  # times 0.2 reflectance
         return model
 
-    found = predict.predict_granule(wild(), granule_of(pixels(32, 32))).values
+    found = sharpen_dn(wild(), granule_of(pixels(32, 32)))
     assert (found[0] == 1).all()
     # One more would say that the instrument was saturated.
     assert (found[1] == 65534).all()
@@ -146,16 +159,16 @@ def test_saturated_pixels_stay_saturated(model: keras.Model, offset: int) -> Non
     for cube in granule.cubes.values():
         number = len(cube.band)
         cube.attrs |= {"offset": (float(offset),) * number, "quantification": (1e4,) * number}
-    found = predict.predict_granule(model, granule).values
+    found = sharpen_dn(model, granule)
     for dn in (sentinel2.SATURATED, sentinel2.NO_DATA):
         expected = (cubes["gsd20"] == dn).repeat(2, axis=1).repeat(2, axis=2)
         np.testing.assert_array_equal(found == dn, expected)
 
 
-def test_strips_do_not_depend_on_the_window_for_convolutions(model: keras.Model) -> None:
+def test_pixels_do_not_depend_on_the_window_for_convolutions(model: keras.Model) -> None:
     granule = granule_of(pixels())
-    large = predict.predict_granule(model, granule).values.astype(int)
-    small = predict.predict_granule(model, granule, window=32, batch_size=3).values
+    large = sharpen_dn(model, granule).astype(int)
+    small = sharpen_dn(model, granule, core=14)
     assert np.abs(large - small).max() <= 1  # rounding to DN
 
 
@@ -201,6 +214,13 @@ def reflectance(file: rasterio.DatasetReader) -> np.ndarray:
     return (values * scales + offsets).filled(np.nan)
 
 
+def write(model: keras.Model, granule: Granule, path: pathlib.Path) -> None:
+    """A COG of a granule, by one process."""
+    plan = sharpen.build_plan(granule, [networks.build_network(model)])
+    target = outputs.Target(path, "COG")
+    outputs.write_output(plan, target, strategies.get("single"), identity={})
+
+
 def test_dn_with_an_offset_come_out_as_they_came_in(
     model: keras.Model, tmp_path: pathlib.Path
 ) -> None:
@@ -214,17 +234,18 @@ def test_dn_with_an_offset_come_out_as_they_came_in(
     for cube in offset.cubes.values():
         number = len(cube.band)
         cube.attrs |= {"offset": (-1000.0,) * number, "quantification": (10000.0,) * number}
-    plain = predict.predict_granule(model, granule_of(cubes))
-    found = predict.predict_granule(model, offset)
-    assert found.attrs["offset"] == (-1000.0,) * 6
-    expected = plain.values.astype(int) + 1000
-    expected[plain.values == 0] = 0
-    inside = plain.values != 1  # dark ones are clipped without the offset only
-    np.testing.assert_array_equal(found.values[inside], expected[inside])
-    np.testing.assert_array_equal(found.values == 0, plain.values == 0)
+    plain = sharpen_dn(model, granule_of(cubes))
+    dataset = predict.predict_granule(model, offset)
+    assert {variable.attrs["offset"] for variable in dataset.values()} == {-1000.0}
+    found = dn_of(dataset)
+    expected = plain.astype(int) + 1000
+    expected[plain == 0] = 0
+    inside = plain != 1  # dark ones are clipped without the offset only
+    np.testing.assert_array_equal(found[inside], expected[inside])
+    np.testing.assert_array_equal(found == 0, plain == 0)
 
     for name, granule in {"plain": granule_of(cubes), "offset": offset}.items():
-        predict.write_prediction(model, granule, tmp_path / f"{name}.tif")
+        write(model, granule, tmp_path / f"{name}.tif")
     with (
         warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
         rasterio.open(tmp_path / "plain.tif") as one,
@@ -246,12 +267,12 @@ def test_a_product_after_baseline_04(
     assert code == 0, err
     assert "THE INPUT IS SYNTHETIC" in err
     assert "120 x 120 px" in out
-    expected = predict.predict_granule(model, granule_of({k: cubes[k] for k in ("gsd10", "gsd20")}))
+    expected = sharpen_dn(model, granule_of({k: cubes[k] for k in ("gsd10", "gsd20")}))
     with rasterio.open(output) as file:
         assert file.offsets == pytest.approx((-0.1,) * 6)
         assert file.tags()["SOURCE"].startswith("S2A_MSIL1C_")
         assert file.crs.to_epsg() == 32632
-        assert np.abs(reflectance(file) * 1e4 - expected.values).max() <= 1.01
+        assert np.abs(reflectance(file) * 1e4 - expected).max() <= 1.01
 
 
 @pytest.mark.parametrize("offline", [False, True])
@@ -299,14 +320,14 @@ def test_without_georeference_a_warning(
     assert code == 0, err
     assert "warning:" in err
     assert "no CRS" in err
-    expected = predict.predict_granule(model, next(open_granules(tmp_path / "scene.npz")))
+    expected = sharpen_dn(model, next(open_granules(tmp_path / "scene.npz")))
     with (
         warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
         rasterio.open(output) as file,
     ):
         assert file.crs is None
         assert file.transform.is_identity
-        assert np.abs(file.read().astype(int) - expected.values).max() <= 1
+        assert np.abs(file.read().astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("case", ["no model", "no input", "no band set", "no tif", "damaged model"])
@@ -320,7 +341,7 @@ def test_bad_input_is_one_line_and_exit_1(
     elif case == "no input":
         expected = f"{source}: not found"
     elif case == "no tif":
-        output, expected = tmp_path / "scene.npz", "expected a name that ends in .tif"
+        output, expected = tmp_path / "scene.npz", "expected a name that ends in .tif or .zarr"
     elif case == "damaged model":
         network = tmp_path / "broken.keras"
         network.write_bytes(model_file.read_bytes()[:1000])
@@ -355,7 +376,7 @@ def test_failure_half_way_leaves_no_file(tmp_path: pathlib.Path) -> None:
     model = models.build("dsen2", filters=8, blocks=1)
     model.get_layer("conv_last").bias.assign(np.full(6, np.nan, np.float32))
     with pytest.raises(DataError, match="NaN or Inf in rows 0 to"):
-        predict.write_prediction(model, granule_of(pixels(32, 32)), tmp_path / "out.tif")
+        write(model, granule_of(pixels(32, 32)), tmp_path / "out.tif")
     assert not list(tmp_path.iterdir())
 
 
@@ -363,7 +384,10 @@ def test_help_is_fast() -> None:
     begin = time.monotonic()
     done = run_alone("--help")
     assert done.returncode == 0
-    assert "MODEL_OR_WORKDIR INPUT" in done.stdout
+    assert "MODEL_OR_WORKDIR INPUT..." in done.stdout
+    assert tuple(raster_formats.FORMATS) == predict.FORMATS
+    assert predict.PROCEDURES == networks.PROCEDURES
+    assert tuple(precision.POLICIES) == predict.PRECISIONS
     assert time.monotonic() - begin < 2  # 0.5 s on an idle machine; the tests share theirs
     modules = "tensorflow", "keras", "rasterio", "xarray", "dask"
     code = f"import sys, kerass2.predict; print([m for m in {modules} if m in sys.modules])"
@@ -391,9 +415,9 @@ def test_real_bigearthnet_patch(
 @pytest.mark.shared_data
 def test_real_scene_keeps_the_mean(shared_data: pathlib.Path, model: keras.Model) -> None:
     granule = open_granule(shared_data / "sr_scenes" / "L2A_hydro_patch_0.npz")
-    found = predict.predict_granule(model, granule)
+    found = sharpen_dn(model, granule)
     lowres = granule.cubes["gsd20"].values
     assert found.shape == (6, 252, 252)
     # Near to bilinear interpolation: bands must still be themselves.
-    difference = found.values.mean((1, 2)) - lowres.mean((1, 2))
+    difference = found.mean((1, 2)) - lowres.mean((1, 2))
     assert np.abs(difference).max() < 0.3 * lowres.mean()

@@ -1,4 +1,4 @@
-"""Windows over a granule: arithmetic, exactness for convolutions, memory, edges, empty parts."""
+"""Windows over a granule: arithmetic, mirrored edges, reading each chunk once, memory."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import functools
 import math
 
 import dask.array
-import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines import sentinel2
+from data_pipelines.granule import build_cube
 from data_pipelines.spec import DataError
-from kerass2 import models, tiling
+from data_pipelines.windows import Window
+from kerass2 import models, networks, tiling
 
 RATIOS = {"gsd10": 1, "gsd20": 2}
 RATIOS_60 = {"gsd10": 1, "gsd20": 2, "gsd60": 6}
@@ -30,28 +32,23 @@ def granule(height: int, width: int, ratios: dict[str, int] = RATIOS) -> dict[st
     }
 
 
-def untrained(name: str, **options: object) -> keras.Model:
-    """A model whose every weight takes part: zeros (biases, gamma) are moved."""
-    keras.utils.set_random_seed(3)
-    model = models.build(name, **options)
-    rng = np.random.default_rng(4)
-    for weight in model.trainable_variables:
-        if not np.asarray(weight).any():
-            weight.assign(rng.normal(0, 0.1, weight.shape))
-    return model
+def network(halo: int, step: int) -> networks.Network:
+    """Reads `halo` px around a region of multiples of `step`; gives the 10 m bands as they are."""
 
+    def predict(inputs: dict[str, np.ndarray]) -> np.ndarray:
+        return inputs["gsd10"][:, halo:-halo, halo:-halo]
 
-def run(model: keras.Model, cubes: dict[str, np.ndarray], lattice: tiling.Lattice) -> np.ndarray:
-    """The whole prediction (y, x, band)."""
-    described = models.describe(model)
-    strips = tiling.predict_strips(
-        tiling.compile_prediction(model),
-        cubes,
-        lattice,
-        target=described["target"],
-        num_bands=len(described["target_bands"]),
+    return networks.Network(
+        "identity",
+        "superres_20m",
+        {"gsd10": sentinel2.BANDS_10M, "gsd20": sentinel2.BANDS_20M},
+        sentinel2.BANDS_10M,
+        "gsd10",
+        halo,
+        step,
+        networks._exact_pieces(halo, step),
+        predict,
     )
-    return np.concatenate(list(strips))
 
 
 @pytest.mark.parametrize(
@@ -79,226 +76,103 @@ def test_exact_halo_holds_the_coarse_pixels_that_interpolation_reads(
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "radius", "window", "core"),
-    [
-        ("dsen2", {"filters": 8}, 14, 128, 96),
-        ("dsen2", {"filters": 8, "task": "superres_60m"}, 14, 126, 90),
-        ("dsen2", {"filters": 8, "blocks": 32}, 66, 272, 136),
-        ("s2x", {"filters": 8}, 14, 64, 32),
-    ],
+    ("options", "radius"),
+    [({}, 14), ({"task": "superres_60m"}, 14), ({"blocks": 32}, 66)],
 )
-def test_lattice_of_models(
-    name: str, options: dict[str, object], radius: int, window: int, core: int
-) -> None:
-    model = models.build(name, **options)
-    assert tiling.receptive_radius(model) == radius
-    ratios = RATIOS_60 if options.get("task") == "superres_60m" else RATIOS
-    lattice = tiling.build_lattice(model, ratios)
-    assert (lattice.window, lattice.core) == (window, core)
+def test_receptive_radius(options: dict[str, object], radius: int) -> None:
+    assert tiling.receptive_radius(models.build("dsen2", filters=8, **options)) == radius
 
 
 def test_lattice_refuses_what_does_not_nest() -> None:
     with pytest.raises(DataError, match="multiples of 6 px"):
         tiling.Lattice(96, 16, RATIOS_60)
-    with pytest.raises(DataError, match="needs at least 34 px"):
-        tiling.build_lattice(models.build("dsen2", filters=8), RATIOS, window=32)
 
 
-@pytest.mark.parametrize(("height", "width"), [(96, 96), (130, 202), (2, 4), (98, 50)])
-@pytest.mark.parametrize("window", [64, 128])
-def test_dsen2_in_windows_equals_one_window(height: int, width: int, window: int) -> None:
-    model = untrained("dsen2", filters=8)
-    cubes = granule(height, width)
-    in_windows = run(model, cubes, tiling.build_lattice(model, RATIOS, window))
-    # One window over everything, with the same mirrored border, is the reference.
-    single = tiling.Lattice(204, 16, RATIOS)
-    reference = run(model, cubes, single)
-    assert in_windows.shape == (height, width, 6)
-    assert np.abs(in_windows - reference).max() * 1e4 < 0.05
-    assert np.ptp(reference) > 0.1, "a prediction that is constant would prove nothing"
+@given(st.integers(-300, 300), st.integers(0, 200), st.integers(1, 40))
+def test_mirrored_equals_symmetric_padding(start: int, length: int, size: int) -> None:
+    axis = np.arange(size)
+    margin = 600
+    padded = np.pad(axis, (margin, margin + 200), mode="symmetric")
+    expected = padded[margin + start : margin + start + length]
+    np.testing.assert_array_equal(tiling.mirrored(start, start + length, size), expected)
 
 
-def test_smaller_halo_is_not_exact() -> None:
-    model = untrained("dsen2", filters=8)
-    cubes = granule(100, 100)
-    exact = run(model, cubes, tiling.Lattice(96, 16, RATIOS))
-    assert np.abs(run(model, cubes, tiling.Lattice(32, 8, RATIOS)) - exact).max() * 1e4 > 0.05
-
-
-def test_60m_in_windows_equals_one_window() -> None:
-    model = untrained("dsen2", filters=8, task="superres_60m")
-    cubes = granule(150, 96, RATIOS_60)
-    in_windows = run(model, cubes, tiling.build_lattice(model, RATIOS_60, 66))
-    reference = run(model, cubes, tiling.Lattice(150, 18, RATIOS_60))
-    assert np.abs(in_windows - reference).max() * 1e4 < 0.05
-
-
-def test_border_is_mirrored_as_by_padding_the_whole_granule() -> None:
-    model = untrained("dsen2", filters=8)
-    cubes = granule(40, 52)
-    padded = {
-        name: np.pad(cube, ((0, 0), (32 // r,) * 2, (32 // r,) * 2), mode="symmetric")
-        for (name, cube), r in zip(cubes.items(), RATIOS.values(), strict=True)
-    }
-    inputs = {
-        name: cube.transpose(1, 2, 0)[None] / np.float32(1e4) for name, cube in padded.items()
-    }
-    reference = np.asarray(model(inputs)["superres_20m"])[0, 32:-32, 32:-32]
-    found = run(model, cubes, tiling.build_lattice(model, RATIOS))
-    assert np.abs(found - reference).max() * 1e4 < 0.05
-
-
-def test_attention_depends_on_the_lattice_and_on_nothing_else() -> None:
-    model = untrained("s2x", filters=8, blocks=2)
-    cubes = granule(70, 90)
-    lattice = tiling.build_lattice(model, RATIOS)
-    predict = tiling.compile_prediction(model)
-    results = [
-        np.concatenate(
-            list(
-                tiling.predict_strips(
-                    predict, cubes, lattice, target="superres_20m", num_bands=6, batch_size=size
-                )
-            )
-        )
-        for size in (1, 3, 8)
-    ]
-    for other in results[1:]:
-        np.testing.assert_allclose(other, results[0], atol=5e-5, rtol=0)
-    other = run(model, cubes, tiling.build_lattice(model, RATIOS, window=48))
-    assert np.abs(other - results[0]).max() > 1e-3
-
-
-class Cube:
-    """A cube that notes which part of it is asked for."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.values, self.shape, self.largest = values, values.shape, 0
-
-    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        part = self.values[index]
-        self.largest = max(self.largest, part.shape[1])
-        return part
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 6), st.integers(0, 4))
-def test_every_pixel_once_in_order_and_rows_bounded(
-    height: int, width: int, core: int, halo: int
+@settings(deadline=None)
+@given(
+    st.integers(0, 90),
+    st.integers(0, 90),
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.integers(1, 50),
+)
+def test_regions_fill_the_roi_once_on_one_lattice(
+    y: int, x: int, height: int, width: int, core: int
 ) -> None:
-    rng = np.random.default_rng(0)
-    cubes = {
-        "gsd10": Cube(rng.integers(1, 9, (4, 2 * height, 2 * width))),
-        "gsd20": Cube(rng.integers(1, 9, (6, height, width))),
-    }
-    lattice = tiling.Lattice(2 * core, 2 * halo, RATIOS)
-    advanced: list[int] = []
-    strips = tiling.predict_strips(
-        lambda inputs: {"out": inputs["gsd10"]},  # identity: pixels must come out where they were
-        cubes,
-        lattice,
-        target="out",
-        num_bands=4,
-        batch_size=3,
-        advance=advanced.append,
-    )
-    found = np.concatenate(list(strips)) * 1e4
-    np.testing.assert_array_equal(found.round(), cubes["gsd10"].values.transpose(1, 2, 0))
-    assert sum(advanced) == lattice.num_windows(2 * height, 2 * width)
-    assert cubes["gsd10"].largest <= lattice.window
-    assert cubes["gsd20"].largest <= lattice.window // 2
-
-
-def test_windows_without_data_are_zero_and_not_computed() -> None:
-    cubes = granule(64, 96)
-    for name, ratio in RATIOS.items():
-        cubes[name][:, :, 32 // ratio :] = 0
-    seen = []
-
-    def predict(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        seen.append(len(inputs["gsd10"]))
-        return {"out": inputs["gsd10"] + 1}
-
-    lattice = tiling.Lattice(32, 16, RATIOS)
-    advanced: list[int] = []
-    strips = list(
-        tiling.predict_strips(
-            predict, cubes, lattice, target="out", num_bands=4, advance=advanced.append
-        )
-    )
-    assert seen == [2, 2], "windows 0 and 1 of each row touch data, window 2 does not"
-    assert sum(advanced) == 6
-    assert not np.concatenate(strips)[:, 64:].any()
+    seen = np.zeros((200, 200), int)
+    roi = Window(y, x, height, width)
+    for region in tiling.list_regions(roi, core):
+        seen[region.slices] += 1
+        assert region.y // core == (region.y + region.height - 1) // core
+        assert region.x // core == (region.x + region.width - 1) // core
+    expected = np.zeros((200, 200), int)
+    expected[roi.slices] = 1
+    np.testing.assert_array_equal(seen, expected)
 
 
 @pytest.mark.parametrize("chunk", [(24, 96), (18, 30), (6, 96), (64, 18)])
-def test_chunks_of_a_lazy_cube_are_read_once(chunk: tuple[int, int]) -> None:
-    cubes, read = granule(64, 96), collections.Counter()
+@pytest.mark.parametrize("roi", [Window(0, 0, 64, 96), Window(13, 31, 40, 30)])
+def test_chunks_of_a_lazy_cube_are_read_once(chunk: tuple[int, int], roi: Window) -> None:
+    arrays, read = granule(64, 96), collections.Counter()
 
     def block(key: str, block_info: dict) -> np.ndarray:
         (_, _), (y, y_stop), (x, x_stop) = block_info[None]["array-location"]
         read[key, y, x] += 1
-        return cubes[key][:, y:y_stop, x:x_stop]
+        return arrays[key][:, y:y_stop, x:x_stop]
 
-    lazy = {}
-    for name, cube in cubes.items():
+    cubes = {}
+    for name, cube in arrays.items():
         sizes = [(len(cube),), *(c // RATIOS[name] for c in chunk)]
-        lazy[name] = dask.array.map_blocks(
+        lazy = dask.array.map_blocks(
             functools.partial(block, name),
             chunks=dask.array.core.normalize_chunks(sizes, cube.shape),
             dtype=np.uint16,
             meta=np.empty((0, 0, 0), np.uint16),
         )
-    lattice = tiling.Lattice(12, 4, RATIOS)
-    found, expected = (
-        np.concatenate(
-            list(
-                tiling.predict_strips(
-                    lambda inputs: {"out": inputs["gsd10"]},
-                    given,
-                    lattice,
-                    target="out",
-                    num_bands=4,
-                )
-            )
-        )
-        for given in (lazy, cubes)
-    )
-    np.testing.assert_array_equal(found, expected)
+        gsd = 10 * RATIOS[name]
+        cubes[name] = build_cube(lazy, sentinel2.bands_at(gsd), gsd)
+    used = [network(4, 2)]
+    regions = tiling.list_regions(roi, 12)
+    found = 0
+    for region, strips in tiling.read_strips(cubes, used, regions, (64, 96)):
+        window = tiling.reading_window(used, region, (64, 96))
+        for name, ratio in RATIOS.items():
+            margin = 40 // ratio
+            padded = np.pad(arrays[name], ((0, 0), (margin,) * 2, (margin,) * 2), "symmetric")
+            at = window.coarser(ratio)
+            expected = padded[:, at.y + margin : at.y + margin + at.height, at.x + margin :][
+                :, :, : at.width
+            ]
+            np.testing.assert_array_equal(strips.cut(name, at), expected)
+        found += 1
+    assert found == len(regions)
     assert set(read.values()) == {1}
-    assert len(read) == sum(cube.numblocks[1] * cube.numblocks[2] for cube in lazy.values())
+    blocks = sum(c.data.numblocks[1] * c.data.numblocks[2] for c in cubes.values())
+    if roi.height == 64:
+        assert len(read) == blocks
+    elif chunk == (18, 30):
+        assert len(read) < blocks, "only what the ROI needs"
 
 
-def test_no_data_and_saturation_of_one_input_can_be_kept() -> None:
-    cubes = granule(20, 28)
-    cubes["gsd20"] = cubes["gsd20"][:4]
-    cubes["gsd20"][1, 3:5, 2:9] = 0
-    cubes["gsd20"][2, 4:, 5:7] = 65535
-    strips = tiling.predict_strips(
-        lambda inputs: {"out": inputs["gsd10"]},
-        cubes,
-        tiling.Lattice(8, 2, RATIOS),
-        target="out",
-        num_bands=4,
-        missing="gsd20",
-    )
-    found = np.concatenate(list(strips))
-    empty = (cubes["gsd20"] == 0).repeat(2, axis=1).repeat(2, axis=2).transpose(1, 2, 0)
-    np.testing.assert_array_equal(np.isnan(found), empty)
-    saturated = (cubes["gsd20"] == 65535).repeat(2, axis=1).repeat(2, axis=2).transpose(1, 2, 0)
-    np.testing.assert_array_equal(np.isposinf(found), saturated)
+def test_what_comes_ahead_stays_in_order_and_errors_come_through() -> None:
+    def items():
+        yield from range(5)
+        raise DataError("damaged")
 
-
-def test_not_finite_is_an_error() -> None:
-    strips = tiling.predict_strips(
-        lambda inputs: {"out": inputs["gsd10"] * np.nan},
-        granule(8, 8),
-        tiling.Lattice(8, 2, RATIOS),
-        target="out",
-        num_bands=4,
-    )
-    with pytest.raises(DataError, match="NaN or Inf in rows 0 to 8"):
-        list(strips)
+    seen = []
+    with pytest.raises(DataError, match="damaged"):
+        seen.extend(tiling.ahead(items()))
+    assert list(tiling.ahead(range(4))) == [0, 1, 2, 3]
+    assert list(tiling.ahead([])) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,224 @@
+"""What is evaluated side by side: interpolations, and models by name and path.
+
+A model is a .keras file, the work folder of a run, or published DSen2 weights (.npz). What such a
+thing is for, and what it was trained on, is found out here without Keras, before ranks start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipelines.spec import DataError
+from kerass2 import inputs, workdir
+
+if TYPE_CHECKING:
+    import keras
+
+    from data_pipelines.spec import DatasetSpec
+    from kerass2.tiling import Predict
+
+# The model that the command line names first.
+MAIN = "model"
+# Interpolations that every table has; functions of kerass2.resampling.
+BASELINES = ("bicubic", "bilinear")
+# In paths and names: MSIL1C of products, L2A of scenes, dsen2_L1C20M.npz of weights.
+_LEVEL = re.compile(r"(?:^|[_\W]|MSI)(L1C|L2A)", re.IGNORECASE)
+_MEANING = {"L1C": "top-of-atmosphere reflectance", "L2A": "surface reflectance"}
+# Input bands of DSen2's first convolution -> task.
+_DSEN2_TASKS = {10: "superres_20m", 12: "superres_60m"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A model under a name."""
+
+    name: str
+    """As in tables and results."""
+    file: pathlib.Path
+    """The .keras or .npz file."""
+    task: str
+    """What it is for."""
+    levels: tuple[str, ...] = ()
+    """Levels of the products that it was trained on, as far as is known."""
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Of its training, where known: `global_batch`, `ranks`, `seconds`."""
+
+
+def find(path: str | pathlib.Path, name: str = MAIN) -> Method:
+    """The method that a path means, found without Keras.
+
+    Raises:
+        DataError: there is none, or the file holds no model of ours.
+    """
+    file = inputs.find_model(path)
+    if file.suffix == ".npz":
+        return Method(name, file, _read_dsen2(file)[0], tuple(find_levels([file.stem])))
+    return Method(name, file, inputs.read_task(file), _trained_on(file), _read_facts(file.parent))
+
+
+def parse(also: Iterable[str]) -> list[Method]:
+    """The methods of NAME=PATH texts.
+
+    Raises:
+        DataError: a text of another form, a name that is taken, or no model at the path.
+    """
+    methods: list[Method] = []
+    taken = {MAIN, *BASELINES}
+    for text in also:
+        name, equals, path = text.partition("=")
+        if not equals or not name.strip() or not path:
+            raise DataError(f"--also {text}: expected NAME=PATH")
+        if name in taken:
+            raise DataError(f"--also {text}: {name!r} is taken; names in a table must differ")
+        taken.add(name)
+        methods.append(find(path, name))
+    return methods
+
+
+def check_tasks(methods: Sequence[Method]) -> None:
+    """Refuse models for different tasks: their targets are different bands.
+
+    Raises:
+        DataError: names both.
+    """
+    first = methods[0]
+    for method in methods[1:]:
+        if method.task != first.task:
+            raise DataError(
+                f"{method.name} ({method.file}) is for {method.task}, {first.name} ({first.file}) "
+                f"for {first.task}: models in one table need one task"
+            )
+
+
+def load(method: Method) -> keras.Model:
+    """The model, with weights. Keras starts here.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if method.file.suffix != ".npz":
+        return inputs.load_model(method.file)
+    from kerass2 import models
+    from kerass2.models import weights
+
+    task, filters, blocks = _read_dsen2(method.file)
+    model = models.build("dsen2", task=task, filters=filters, blocks=blocks)
+    weights.load_dsen2(model, method.file)
+    return model
+
+
+def compile_for(model: keras.Model, spec: DatasetSpec | None = None, where: str = "") -> Predict:
+    """The model as a call that passes over inputs that it does not take; see compile_prediction.
+
+    Args:
+        model: a super-resolution model of kerass2.models.
+        spec: of the data that it will see; None: not checked.
+        where: names the data in messages.
+
+    Raises:
+        DataError: it does not fit the data.
+    """
+    from kerass2 import models, tiling
+
+    if spec is not None:
+        models.check_fits(model, spec, where)
+    predict, names = tiling.compile_prediction(model), tuple(models.describe(model)["inputs"])
+    return lambda given: predict({name: given[name] for name in names})
+
+
+def interpolate(name: str, lowres: NDArray[Any], scale: int) -> NDArray[np.float32]:
+    """(batch, y, x, band) enlarged by one of BASELINES; one band at a time is in the backend."""
+    from keras import ops
+
+    from kerass2 import resampling
+
+    functions: dict[str, Callable[[Any, int], Any]] = {
+        "bicubic": resampling.bicubic,
+        "bilinear": resampling.bilinear,
+    }
+    height, width = lowres.shape[1] * scale, lowres.shape[2] * scale
+    out = np.empty((len(lowres), height, width, lowres.shape[3]), np.float32)
+    for band in range(lowres.shape[3]):
+        enlarged = functions[name](np.ascontiguousarray(lowres[..., band : band + 1]), scale)
+        out[..., band : band + 1] = ops.convert_to_numpy(enlarged)
+    return out
+
+
+def find_levels(names: Iterable[object]) -> list[str]:
+    """Levels of products that names speak of, "L1C" and "L2A", sorted."""
+    return sorted({level.upper() for name in names for level in _LEVEL.findall(str(name))})
+
+
+def warn_of_level(method: Method, levels: Sequence[str]) -> str:
+    """What to say when a model was trained on another kind of data than it is given; else ""."""
+    if not method.levels or not levels or set(levels) <= set(method.levels):
+        return ""
+    trained, given = (
+        " and ".join(f"{level} ({_MEANING[level]})" for level in found)
+        for found in (method.levels, levels)
+    )
+    return (
+        f"warning: {method.name} ({method.file.name}) was trained on {trained}, these data are "
+        f"{given}: bands relate to each other otherwise there, so its result is likely worse than "
+        "that of a model trained on them"
+    )
+
+
+def _trained_on(file: pathlib.Path) -> tuple[str, ...]:
+    """Levels that data.json beside a model tells of: by itself, or by the data set it names."""
+    facts = inputs.read_json(file.parent / workdir.DATA) or {}
+    if facts.get("levels"):
+        return tuple(map(str, facts["levels"]))
+    try:
+        manifest = json.loads((pathlib.Path(facts["data"]) / "manifest.json").read_bytes())
+        names = manifest["provenance"]["scenes"]
+    except (OSError, KeyError, TypeError, ValueError):
+        names = []  # the data set is gone, or a product: its name may tell
+    return tuple(find_levels(names) or find_levels([facts.get("data", "")]))
+
+
+def _read_facts(folder: pathlib.Path) -> dict[str, Any]:
+    """What a work folder tells of its training."""
+    facts: dict[str, Any] = {}
+    experiment = inputs.read_json(folder / workdir.EXPERIMENT) or {}
+    batch = (experiment.get("run") or {}).get("global_batch")
+    if batch:
+        facts["global_batch"] = batch
+    ranks = (inputs.read_json(folder / workdir.DATA) or {}).get("ranks")
+    if ranks:
+        facts["ranks"] = ranks
+    try:
+        lines = (folder / workdir.LOG).read_text(encoding="utf-8").splitlines()
+        facts["seconds"] = next(
+            float(json.loads(line)["seconds"]) for line in reversed(lines) if "seconds" in line
+        )
+    except (OSError, StopIteration, ValueError, KeyError, TypeError):
+        pass  # no log, or one that a crash cut off: the table leaves the time out
+    return facts
+
+
+def _read_dsen2(file: pathlib.Path) -> tuple[str, int, int]:
+    """Task, filters and blocks of published weights.
+
+    Raises:
+        DataError: not such a file.
+    """
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            filters, bands = arrays["conv00_kernel_OIHW"].shape[:2]
+            convolutions = sum(key.endswith("_bias") for key in arrays.files)
+        return _DSEN2_TASKS[bands], int(filters), (convolutions - 2) // 2
+    except (OSError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{file}: not DSen2's weights ({type(error).__name__}: {error}); expected conv00 to "
+            "conv13 with 10 or 12 input bands"
+        ) from None

@@ -1,0 +1,280 @@
+"""What a command line of kerass2.predict asks for, checked before ranks start; and its granules."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from data_pipelines.spec import DataError
+from kerass2 import inputs, workdir
+
+if TYPE_CHECKING:
+    from data_pipelines.granule import Granule
+    from data_pipelines.windows import Window
+    from kerass2.networks import Network
+    from kerass2.outputs import Advance, Target
+    from strategies.base import Strategy
+
+TASKS = {"superres_20m": 20, "superres_60m": 60}
+SUFFIXES = {".tif": ("COG", "GTiff"), ".tiff": ("COG", "GTiff"), ".zarr": ("Zarr",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Predictions to make."""
+
+    models: tuple[pathlib.Path, ...]
+    """Files of saved models; none: bicubic interpolation."""
+    tasks: tuple[str, ...]
+    """Of the models."""
+    sources: tuple[pathlib.Path, ...]
+    """Granules."""
+    messages: tuple[str, ...]
+    """What to say of the sources."""
+    targets: tuple[Target, ...]
+    """The output of each."""
+    options: dict[str, Any]
+    """The other options of the command."""
+
+    def open(self) -> Callable[[int, Strategy, Any], str]:
+        """Load the models; gives the function that makes the output of one granule.
+
+        That takes the granule's number, the strategy and the function that begins a progress bar,
+        and returns what to say; every rank calls it. It raises DataError for what concerns this
+        granule only.
+        """
+        from kerass2 import networks
+
+        if not self.models:
+            found = [networks.build_bicubic(task) for task in self.tasks]
+        else:
+            found = [
+                networks.build_network(
+                    inputs.load_model(path),
+                    procedure=self.options["procedure"],
+                    precision=self.options["precision"],
+                    window=self.options["window"],
+                    border=self.options["border"],
+                )
+                for path in self.models
+            ]
+        return functools.partial(_run, self, found)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that pixels depend on but the granule: JSON types."""
+        names = ("procedure", "precision", "window", "border")
+        models = {str(path): f"{zlib.crc32(path.read_bytes()):08x}" for path in self.models}
+        return {"models": models or "bicubic", **{name: self.options[name] for name in names}}
+
+
+def check(arguments: Sequence[pathlib.Path], **options: Any) -> Job:
+    """Everything that can be wrong with models and outputs, found before ranks start.
+
+    Args:
+        arguments: model and inputs; with option bicubic inputs only.
+        **options: of kerass2.predict: output, model_60m, bands, roi, roi_lonlat, geojson, kind,
+            procedure, precision, bicubic, stac, preview, resume, overwrite, window, border.
+
+    Raises:
+        DataError: a model or band that does not fit, or an output that is in the way.
+        click.UsageError: options that contradict each other.
+    """
+    from data_pipelines import sample, sentinel2
+    from kerass2 import sharpen
+
+    chosen = [name for name in ("roi", "roi_lonlat", "geojson") if options[name] is not None]
+    if len(chosen) > 1:
+        raise click.UsageError(f"{', '.join(map(_dashed, chosen))}: choose one")
+    if options["border"] is not None and options["procedure"] != "dsen2":
+        raise click.UsageError("--border is of --procedure dsen2")
+    wanted = None if options["bands"] is None else tuple(options["bands"].split(","))
+    models, tasks, sources = _find_models(arguments, wanted, options)
+    given = [band for task in tasks for band in sentinel2.bands_at(TASKS[task])]
+    sharpen.choose_bands(given, wanted)
+    resolved = [sample.resolve_granule(source) for source in sources]
+    paths = tuple(path for path, _ in resolved)
+    messages = tuple(dict.fromkeys(message for _, message in resolved if message))
+    targets = _find_targets(paths, options)
+    for target in targets:
+        target.check(overwrite=options["overwrite"])
+    return Job(models, tasks, paths, messages, targets, {**options, "bands": wanted})
+
+
+def _dashed(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _find_models(
+    arguments: Sequence[pathlib.Path], bands: Sequence[str] | None, options: dict[str, Any]
+) -> tuple[tuple[pathlib.Path, ...], tuple[str, ...], Sequence[pathlib.Path]]:
+    """(model files, their tasks, inputs) of a command line."""
+    from data_pipelines import sentinel2
+
+    second = options["model_60m"]
+    if options["bicubic"]:
+        if second is not None:
+            raise click.UsageError("--bicubic takes no model")
+        coarse = bands is not None and {"all", *sentinel2.BANDS_60M} & set(bands)
+        fine = bands is None or {"all", *sentinel2.BANDS_20M} & set(bands)
+        wanted = zip(TASKS, (fine, coarse), strict=True)
+        tasks = tuple(task for task, is_wanted in wanted if is_wanted)
+        return (), tasks or ("superres_20m",), arguments
+    if len(arguments) < 2:
+        raise click.UsageError(
+            f"{arguments[0]}: expected MODEL_OR_WORKDIR and INPUT (or --bicubic)"
+        )
+    models = tuple(map(inputs.find_model, [arguments[0], *([second] if second else [])]))
+    tasks = tuple(map(inputs.read_task, models))
+    unknown = [f"{path}: task {t}" for path, t in zip(models, tasks, strict=True) if t not in TASKS]
+    if unknown:
+        raise DataError(f"{unknown[0]}; expected a model for {' or '.join(TASKS)}")
+    if second and tasks != ("superres_20m", "superres_60m"):
+        place, expected, number = (
+            ("MODEL", "superres_20m", 0)
+            if tasks[0] != "superres_20m"
+            else ("--model-60m", "superres_60m", 1)
+        )
+        raise DataError(
+            f"{models[number]}: a model for {tasks[number]}; {place} has to be one for {expected}"
+        )
+    return models, tasks, arguments[1:]
+
+
+def _find_targets(sources: Sequence[pathlib.Path], options: dict[str, Any]) -> tuple[Target, ...]:
+    """The output of each source."""
+    from data_pipelines.raster_formats import FORMATS
+    from kerass2.outputs import Target
+
+    output, kind = options["output"], options["kind"]
+    beside = options["stac"], options["preview"]
+    if len(sources) == 1:
+        allowed = SUFFIXES.get(output.suffix.lower())
+        if allowed is None:
+            raise DataError(f"{output}: expected a name that ends in .tif or .zarr")
+        if kind is not None and kind not in allowed:
+            raise DataError(f"{output}: expected a name that ends in {FORMATS[kind][0]} ({kind})")
+        return (Target(output, kind or allowed[0], *beside),)
+    if output.suffix.lower() in SUFFIXES and not output.is_dir():
+        raise DataError(f"{output}: {len(sources)} inputs; expected the name of a folder")
+    try:
+        output.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{output}: cannot be made: {error.strerror or error}") from error
+    kind = kind or "COG"
+    names = [re.sub(r"\.(SAFE|SAFE\.zip|zip|npz|json)$", "", path.name) for path in sources]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"several inputs are named {', '.join(twice)}: sharpen them one by one")
+    suffix = FORMATS[kind][0]
+    return tuple(Target(output / f"{name}{suffix}", kind, *beside) for name in names)
+
+
+def _run(job: Job, networks: list[Network], number: int, strategy: Strategy, begin: Any) -> str:
+    """Make the output of one granule."""
+    from data_pipelines import partial
+    from kerass2 import outputs, sharpen
+
+    source, target, options = job.sources[number], job.targets[number], job.options
+    with outputs.together(strategy, f"{source}: another rank could not read it"):
+        plan = _plan(job, networks, source, say=strategy.is_chief)
+    identity = {
+        **job.identity,
+        "bands": list(plan.bands),
+        "roi": list(dataclasses.astuple(plan.roi)),
+        "core": plan.core,
+        partial.STAMPS: {str(source): partial.stamp(str(source))},
+    }
+    if number == 0 and strategy.is_chief:
+        for message in job.messages:
+            click.echo(message, err=True)
+    advance: Advance = begin(plan.granule.name, len(plan.regions))
+    try:
+        seconds = outputs.write_output(
+            plan,
+            target,
+            strategy,
+            identity=identity,
+            overwrite=options["overwrite"],
+            resume=options["resume"],
+            advance=advance,
+        )
+    except BaseException:
+        if strategy.is_chief and partial.path_of(target.path).is_dir():
+            click.echo(
+                f"kept: {partial.path_of(target.path)}; the same command with --resume goes on "
+                "there",
+                err=True,
+            )
+        raise
+    size = f"{plan.roi.height} x {plan.roi.width} px of 10 m"
+    spent = f"{seconds[0]:.1f} s for windows, {seconds[1]:.1f} s for the output"
+    spent += sharpen.describe_work(plan)
+    return f"wrote {target.path}: {size}, {len(plan.bands)} bands, {plan.granule.name}; {spent}"
+
+
+def _plan(job: Job, networks: list[Network], source: pathlib.Path, *, say: bool) -> Any:
+    """Open a granule and say what there is to say about it."""
+    from data_pipelines.granule import open_granule
+    from kerass2 import meaning, sharpen
+
+    granule = open_granule(source)
+    options = job.options
+    if say and granule.synthetic:
+        click.echo("THE INPUT IS SYNTHETIC (MADE UP, NOT MEASURED), SO IS THE OUTPUT", err=True)
+    place = meaning.georeference(granule)
+    if say and place["crs"] is None:
+        click.echo(f"warning: {source} has no CRS, so the output will have none", err=True)
+    with warnings.catch_warnings(action="default" if say else "ignore"):
+        for path in job.models:
+            _check_level(path, granule)
+        roi = _find_roi(granule, options, place)
+    core = options["window"] if options["procedure"] == "lattice" else None
+    return sharpen.build_plan(granule, networks, bands=options["bands"], roi=roi, core=core)
+
+
+def _find_roi(granule: Granule, options: dict[str, Any], place: dict[str, Any]) -> Window | None:
+    """The region that the options name."""
+    from data_pipelines import roi
+
+    if options["roi"] is not None:
+        return roi.from_pixels(granule.name, options["roi"], granule.shape)
+    if options["roi_lonlat"] is not None:
+        return roi.from_lonlat(granule.name, options["roi_lonlat"], granule.shape, **place)
+    if options["geojson"] is not None:
+        return roi.from_geojson(granule.name, options["geojson"], granule.shape, **place)
+    return None
+
+
+def trained_level(path: pathlib.Path) -> str | None:
+    """What a model was trained on, "L1C" or "L2A", where its name or the record beside it says."""
+    record = inputs.read_json(path.parent / workdir.DATA) or {}
+    card = inputs.read_json(path.with_suffix(".json")) or {}
+    texts = [path.name, *(str(r.get(k, "")) for r in (card, record) for k in ("level", "data"))]
+    for text in texts:
+        found = set(re.findall(r"L1C|L2A", text))
+        if len(found) == 1:
+            return str(found.pop())
+    return None
+
+
+def _check_level(path: pathlib.Path, granule: Granule) -> None:
+    """Warn of a model that was trained on products of another level."""
+    trained, level = trained_level(path), granule.facts.get("level")
+    if trained and level and trained != level:
+        other = "surface reflectance, corrected for the atmosphere"
+        kinds = {"L1C": "reflectance at the top of the atmosphere", "L2A": other}
+        warnings.warn(
+            f"{path.name} was trained on {trained} ({kinds[trained]}) and {granule.name} is "
+            f"{level} ({kinds.get(level, 'of another kind')}): bands relate to each other "
+            f"otherwise there, so fine detail may be wrong; a model trained on {level} is better",
+            stacklevel=2,
+        )

@@ -1,0 +1,249 @@
+"""Which bands of a granule come from which network, and the DN of a region of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipelines import sentinel2
+from data_pipelines.spec import DataError
+from data_pipelines.windows import Window
+from kerass2 import meaning, tiling
+from kerass2.networks import Network, predict_region
+
+if TYPE_CHECKING:
+    import xarray
+
+    from data_pipelines.granule import Granule
+
+# Edge of a region [px of 10 m], about. Larger ones spend less on overlap and more memory: full-size
+# networks hold about 2 kB a pixel.
+REGION = 512
+# One window at a time, whatever threads ask: a network uses all cores by itself.
+_COMPUTING = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is made of a granule."""
+
+    granule: Granule
+    networks: tuple[Network, ...]
+    """Those that are needed for `bands`."""
+    bands: tuple[str, ...]
+    """Of the output, in spectral order."""
+    roi: Window
+    """The part that is made [px of 10 m]."""
+    core: int
+    """Edge of a region [px of 10 m]; a multiple of every network's step."""
+
+    @property
+    def cubes(self) -> dict[str, xarray.DataArray]:
+        """The cubes that are read."""
+        names = {name for network in self.networks for name in network.inputs}
+        names |= {name for name in self.granule.cubes if _has(self.granule, name, self.copied)}
+        return {name: cube for name, cube in self.granule.cubes.items() if name in names}
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Bands of 10 m, which are copied as they are."""
+        made = {band for network in self.networks for band in network.bands}
+        return tuple(band for band in self.bands if band not in made)
+
+    @property
+    def regions(self) -> list[Window]:
+        """Squares that fill the ROI, row by row."""
+        return tiling.list_regions(self.roi, self.core)
+
+
+def _has(granule: Granule, name: str, bands: Sequence[str]) -> bool:
+    return bool(set(map(str, granule.cubes[name].band.values)) & set(bands))
+
+
+def build_plan(
+    granule: Granule,
+    networks: Sequence[Network],
+    *,
+    bands: Sequence[str] | None = None,
+    roi: Window | None = None,
+    core: int | None = None,
+) -> Plan:
+    """What is made of a granule by networks.
+
+    Args:
+        granule: see data_pipelines.granule.open_granule.
+        networks: one for the 20 m bands, one for the 60 m bands, or both.
+        bands: names; None: those that the networks give; ("all",): the 10 m bands, too.
+        roi: the part to make [px of 10 m]; None: all.
+        core: edge of a region [px of 10 m], rounded to what the networks' lattices allow.
+
+    Raises:
+        DataError: a band that nothing gives, a granule that a network cannot take, or an ROI that
+            is smaller than what the networks see around a pixel.
+    """
+    for network in networks:
+        check_granule(network, granule)
+    given = [band for network in networks for band in network.bands]
+    twice = sorted({band for band in given if given.count(band) > 1})
+    if twice:
+        raise DataError(f"two models give {','.join(twice)}; expected one for each band")
+    wanted = choose_bands(given, bands)
+    used = tuple(n for n in networks if set(n.bands) & set(wanted))
+    plain = [band for band in wanted if band not in given]
+    if plain and not _has(granule, "gsd10", plain):
+        raise DataError(f"{granule.name}: has no band {','.join(plain)}")
+    shape = (
+        tiling.granule_shape(
+            granule.cubes, {name: ratio for n in used for name, ratio in n.ratios.items()}
+        )
+        if used
+        else granule.shape
+    )
+    whole = Window(0, 0, *shape)
+    roi = roi or whole
+    least = 2 * max((n.radius for n in used), default=0) + 1
+    if roi != whole and min(roi.height, roi.width) < least:
+        raise DataError(
+            f"{granule.name}: ROI of {roi.height} x {roi.width} px of 10 m; expected at least "
+            f"{least} px, which the model sees around a pixel"
+        )
+    step = math.lcm(*(n.step for n in used)) if used else 1
+    core = max((core or REGION) // step, 1) * step
+    return Plan(granule, used, wanted, roi, core)
+
+
+def choose_bands(given: Sequence[str], bands: Sequence[str] | None) -> tuple[str, ...]:
+    """Bands in spectral order.
+
+    Raises:
+        DataError: a band that is none, or that no model gives.
+    """
+    wanted = given if bands is None else bands
+    if bands is not None and "all" in bands:
+        if len(bands) > 1:
+            raise DataError(f"--bands {','.join(bands)}: expected all, or names of bands")
+        wanted = [*sentinel2.BANDS_10M, *given]
+    unknown = [band for band in wanted if band not in sentinel2.BANDS]
+    if unknown:
+        names = ",".join(sentinel2.BANDS)
+        raise DataError(f"unknown band {','.join(unknown)}; expected all, or some of {names}")
+    for band in wanted:
+        if band not in given and band not in sentinel2.BANDS_10M:
+            gsd = sentinel2.BANDS[band].gsd
+            hint = "no model does" if band == "B10" else f"that takes a model for {gsd} m bands"
+            raise DataError(f"band {band}: the model gives {','.join(given)}; {hint}")
+    return tuple(band for band in sentinel2.BANDS if band in wanted)
+
+
+def check_granule(network: Network, granule: Granule) -> None:
+    """Refuse a granule without the cubes and bands, in the order, that a network takes.
+
+    Raises:
+        DataError: what the network takes and what the granule has.
+    """
+    found = {name: tuple(map(str, cube.band.values)) for name, cube in granule.cubes.items()}
+    if any(found.get(name) != tuple(bands) for name, bands in network.inputs.items()):
+        takes, has = (
+            "; ".join(f"{name} {','.join(bands)}" for name, bands in table.items())
+            for table in (network.inputs, found)
+        )
+        raise DataError(f"{granule.name}: has {has}; model {network.name} takes {takes}")
+    tiling.granule_shape(granule.cubes, network.ratios)
+
+
+def make_regions(
+    plan: Plan, regions: Sequence[Window] | None = None
+) -> Iterator[tuple[Window, NDArray[np.uint16]]]:
+    """Regions and their DN (band, y, x), top to bottom.
+
+    The next row of regions is read while one is computed. Memory holds the chunks that two rows of
+    regions see, and one window.
+
+    Args:
+        plan: what is made.
+        regions: some of plan.regions, in that order; None: all.
+
+    Raises:
+        DataError: a model gives NaN or Inf, or pixels cannot be read.
+    """
+    cubes = plan.cubes
+    regions = plan.regions if regions is None else regions
+    for region, strips in tiling.read_strips(cubes, plan.networks, regions, plan.granule.shape):
+        yield region, make_region(plan, cubes, strips, region)
+
+
+def make_region(
+    plan: Plan, cubes: dict[str, xarray.DataArray], strips: tiling.Strips, region: Window
+) -> NDArray[np.uint16]:
+    """DN (band, y, x) of a region, of pixels that are in memory."""
+    out = np.zeros((len(plan.bands), region.height, region.width), np.uint16)
+    for band in plan.copied:
+        name = f"gsd{sentinel2.BANDS[band].gsd}"
+        names = list(map(str, cubes[name].band.values))
+        out[plan.bands.index(band)] = strips.cut(name, region)[names.index(band)]
+    for network in plan.networks:
+        made = _sharpen(plan, network, cubes, strips, region)
+        for index, band in enumerate(network.bands):
+            if band in plan.bands:
+                out[plan.bands.index(band)] = made[index]
+    return out
+
+
+def _sharpen(
+    plan: Plan,
+    network: Network,
+    cubes: dict[str, xarray.DataArray],
+    strips: tiling.Strips,
+    region: Window,
+) -> NDArray[np.uint16]:
+    """DN (band, y, x) of a network's bands; where all of them have no data nothing is computed."""
+    ratio = network.ratios[network.lowres]
+    grown = _on_grid(region, ratio)
+    coarse = strips.cut(network.lowres, grown.coarser(ratio))
+    empty, saturated = tiling.special_pixels(coarse, ratio)
+    y, x = region.y - grown.y, region.x - grown.x
+    inside = (slice(None), slice(y, y + region.height), slice(x, x + region.width))
+    empty, saturated = empty[inside], saturated[inside]
+    if empty.all():
+        return np.zeros(empty.shape, np.uint16)
+    shape = plan.granule.shape
+    union = tiling.reading_window([network], region, shape)
+    taken = {name: cubes[name] for name in network.inputs}
+    given = tiling.read_region(taken, strips, union)
+    pieces = network.place(region, shape)
+    with _COMPUTING:
+        made = predict_region(network, given, union, pieces, region)
+    if not np.isfinite(made).all():
+        raise DataError(
+            f"model {network.name} gives NaN or Inf in rows {region.y} to "
+            f"{region.y + region.height}: is it trained?"
+        )
+    dn = meaning.to_dn(made.transpose(2, 0, 1), **meaning.dn_meaning(cubes[network.lowres]))
+    dn[empty], dn[saturated] = sentinel2.NO_DATA, sentinel2.SATURATED
+    return dn
+
+
+def _on_grid(window: Window, ratio: int) -> Window:
+    """The window grown to whole pixels of a grid whose pixels are `ratio` times larger."""
+    y, x = window.y // ratio * ratio, window.x // ratio * ratio
+    height = -(-(window.y + window.height) // ratio) * ratio - y
+    return Window(y, x, height, -(-(window.x + window.width) // ratio) * ratio - x)
+
+
+def describe_work(plan: Plan) -> str:
+    """The arithmetic that a plan takes, and how much of it is overlap; empty where not counted."""
+    total = inside = 0.0
+    for network in plan.networks:
+        for region in plan.regions:
+            for piece in network.place(region, plan.granule.shape):
+                total += network.flops(piece.out.height, piece.out.width)
+        inside += network.flops_inside * plan.roi.height * plan.roi.width
+    if not inside:
+        return ""
+    return f"; {total / 1e12:.3g} TFLOP, {1 - inside / total:.1%} of them overlap"
