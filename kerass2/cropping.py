@@ -16,8 +16,11 @@ from typing import Any
 
 from data_pipelines.spec import DataError
 
-# A cut copies a tensor, so it waits until it takes away at least this much on each side [px].
-SLACK = 3
+# A cut copies a tensor, so it waits until it takes away at least this much on each side [px]. With
+# 128 channels a copy takes as long as the convolutions of a block on 10 px around a window of 512.
+SLACK, SLACK_THIN = 20, 1
+# Tensors of no more channels cost next to nothing to copy.
+THIN = 16
 # Layers that look at no other pixel than the one they give.
 POINTWISE = frozenset(
     {"ScaleReflectance", "ResidualSum", "Add", "Subtract", "Multiply", "Concatenate", "LastOf"}
@@ -106,7 +109,9 @@ def _reads(layer: Any, margin: int) -> int:
     if kind in POINTWISE:
         return margin
     if kind == "Upsample":
-        return interpolation_margin(margin, int(layer.scale), cubic=getattr(layer, "kernel", "") == "bicubic")
+        return interpolation_margin(
+            margin, int(layer.scale), cubic=getattr(layer, "kernel", "") == "bicubic"
+        )
     if hasattr(layer, "kernel_size") and set(layer.strides) == {1} and layer.padding == "same":
         sizes = zip(layer.kernel_size, layer.dilation_rate, strict=True)
         return margin + max(int(dilation) * (int(kernel) // 2) for kernel, dilation in sizes)
@@ -150,7 +155,8 @@ class _Builder:
         exactly = last or kind in IN_BLOCKS
         # What is still coarse is as small as can be.
         early = kind == "Upsample" or (kind == "ScaleReflectance" and not last)
-        if not early and (exactly or margin - wanted >= SLACK):
+        thin = all(tensor.shape[-1] <= THIN for tensor in tensors)
+        if not early and (exactly or margin - wanted >= (SLACK_THIN if thin else SLACK)):
             margin = wanted
         args = keras.tree.map_structure(lambda tensor: self._cut(tensor, margin), args)
         out = layer(*args, **kwargs)

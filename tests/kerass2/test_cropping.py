@@ -75,6 +75,9 @@ def test_a_roi_has_the_pixels_of_the_whole_tile(case: str) -> None:
 
 def test_bfloat16_is_within_one_dn_on_average() -> None:
     model = untrained("s2x", filters=8, blocks=6, block=32, dtype="mixed_bfloat16")
+    # A trained network adds details of tens of DN; this one adds thousands.
+    last = model.get_layer("conv_last")
+    last.kernel.assign(last.kernel * 0.1)
     given = granule(150, 200, RATIOS)
     one = in_regions(model, given, 640).astype(float)
     other = in_regions(model, given, 64).astype(float)

@@ -177,7 +177,12 @@ def test_zarr_as_xarray_users_open_it(
     assert dn.rio.crs.to_epsg() == 32632
     assert (dn.x[0], dn.y[0]) == (CORNER[0] + 5, CORNER[1] - 5)
     assert dn.spatial_ref.attrs["GeoTransform"].split() == [
-        f"{CORNER[0]}", "10.0", "0.0", f"{CORNER[1]}", "0.0", "-10.0",
+        f"{CORNER[0]}",
+        "10.0",
+        "0.0",
+        f"{CORNER[1]}",
+        "0.0",
+        "-10.0",
     ]
     reflectance = xarray.open_zarr(output)
     assert np.isnan(reflectance.B05.values[:, :72]).all()
