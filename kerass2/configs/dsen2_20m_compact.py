@@ -1,5 +1,7 @@
 """DSen2 in small: 20 m bands to 10 m without attention, at most 500 k parameters.
 
+Data: python -m kerass2.prepare PRODUCT... -o DIR
+    (patches of 32 px of 20 m)
 Command: python -m kerass2.fit dsen2_20m_compact
 """
 

@@ -14,11 +14,15 @@ from kerass2.config import ConfigError
 if TYPE_CHECKING:
     import keras
 
-# Name -> module whose `build(**options)` returns the model. A new model is one file and one line
-# here.
+# Name -> module whose `build(**options)` returns the model, or "module:function" for a further one
+# of a file. A new model is one file and one line here.
 MODELS: dict[str, str] = {
     "dsen2": "kerass2.models.dsen2",
+    "vdsen2": "kerass2.models.dsen2:build_vdsen2",
     "s2x": "kerass2.models.attention_sr",
+    "s6x": "kerass2.models.attention_sr:build_s6x",
+    "bicubic": "kerass2.models.interpolation:build_bicubic",
+    "bilinear": "kerass2.models.interpolation:build_bilinear",
 }
 
 
@@ -34,7 +38,8 @@ def build(name: str, **options: Any) -> keras.Model:
     """
     if name not in MODELS:
         raise ConfigError(f"unknown model {name!r}; there are: {', '.join(sorted(MODELS))}")
-    build_model = importlib.import_module(MODELS[name]).build
+    module, _, function = MODELS[name].partition(":")
+    build_model = getattr(importlib.import_module(module), function or "build")
     # Keyword-only arguments, so that this list is the whole list of options.
     allowed = build_model.__kwdefaults__
     unknown = sorted(set(options) - set(allowed))
@@ -161,7 +166,8 @@ def check_fits(model: keras.Model, spec: DatasetSpec, where: str) -> None:
 def _wrong_sizes(takes: dict[str, Any], spec: DatasetSpec) -> list[str]:
     """Inputs whose pixels are not as many times fewer than the target's as their GSD is coarser."""
     height, width = spec.targets[takes["target"]].shape[:2]
-    fine = min(takes["gsd"].values())
+    # The target's; a model need not take an input as fine as that.
+    fine = takes["gsd"][next(reversed(takes["gsd"]))] / takes["scale"]
     problems = []
     for key, gsd in takes["gsd"].items():
         ratio = round(gsd / fine)

@@ -33,6 +33,11 @@ class BlockGrid:
     """Blocks along x."""
 
     @property
+    def num_blocks(self) -> Any:
+        """Blocks of one example."""
+        return self.rows * self.columns
+
+    @property
     def is_one_block(self) -> bool:
         """Whether all pixels are known to lie in one block."""
         return is_equal(self.rows, 1) and is_equal(self.columns, 1)
@@ -108,6 +113,17 @@ def pad(x: Any, grid: BlockGrid) -> Any:
 def crop(x: Any, grid: BlockGrid) -> Any:
     """The inverse of pad."""
     return x if grid.is_uncut else x[:, : grid.height, : grid.width]
+
+
+def take(padded: Any, grid: BlockGrid, number: Any) -> Any:
+    """One block, (pixels of a block, channel), of what pad returned; number as split counts."""
+    channels = padded.shape[-1]
+    height, width = grid.block_height, grid.block_width
+    example, place = number // grid.num_blocks, number % grid.num_blocks
+    corner = (example, place // grid.columns * height, place % grid.columns * width, 0)
+    return ops.reshape(
+        ops.slice(padded, corner, (1, height, width, channels)), (height * width, channels)
+    )
 
 
 def inside(grid: BlockGrid) -> Any:

@@ -28,7 +28,7 @@ BANDS: dict[int, tuple[str, ...]] = {
 def build(
     *, task: str = "superres_20m", filters: int = 128, blocks: int = 6, dtype: str = "float32"
 ) -> keras.Model:
-    """DSen2; `filters=256, blocks=32` is VDSen2.
+    """DSen2.
 
     Args:
         task: "superres_20m" or "superres_60m".
@@ -40,12 +40,24 @@ def build(
         A model of {"gsd10": (batch, y, x, 4), "gsd20": (batch, y/2, x/2, 6), ...} float32
         reflectance [1] that gives {task: (batch, y, x, band)}.
     """
+    return _network("dsen2", task, filters, blocks, dtype)
+
+
+def build_vdsen2(
+    *, task: str = "superres_20m", filters: int = 256, blocks: int = 32, dtype: str = "float32"
+) -> keras.Model:
+    """VDSen2, the very deep one; as build."""
+    return _network("vdsen2", task, filters, blocks, dtype)
+
+
+def _network(name: str, task: str, filters: int, blocks: int, dtype: str) -> keras.Model:
+    """Concatenation, convolution with ReLU, residual blocks, convolution, plus the enlarged bands."""
     inputs, fine = open_inputs(task)
     x = keras.layers.Concatenate(name="fusion")(fine)
     x = convolution(filters, "conv_first", activation="relu")(x)
     for number in range(1, blocks + 1):
         x = residual_block(x, filters, f"block{number}", dtype)
-    return keras.Model(inputs, close_output(x, fine[-1], task), name="dsen2")
+    return keras.Model(inputs, close_output(x, fine[-1], task), name=name)
 
 
 def residual_block(x: Any, filters: int, name: str, dtype: str) -> Any:
@@ -56,12 +68,17 @@ def residual_block(x: Any, filters: int, name: str, dtype: str) -> Any:
 
 
 def convolution(
-    filters: int, name: str, *, activation: str | None = None, dtype: str = "float32"
+    filters: int,
+    name: str,
+    *,
+    size: int = 3,
+    activation: str | None = None,
+    dtype: str = "float32",
 ) -> keras.layers.Layer:
-    """3 x 3, zero padding, He-uniform."""
+    """3 x 3 unless another size is given, zero padding, He-uniform."""
     return keras.layers.Conv2D(
         filters,
-        3,
+        size,
         padding="same",
         activation=activation,
         kernel_initializer="he_uniform",
@@ -70,8 +87,12 @@ def convolution(
     )
 
 
-def open_inputs(task: str) -> tuple[dict[str, Any], list[Any]]:
+def open_inputs(task: str, kernel: str = "bilinear") -> tuple[dict[str, Any], list[Any]]:
     """Inputs of a task, and the same scaled and enlarged to 10 m, the bands to sharpen last.
+
+    Args:
+        task: a key of TASKS.
+        kernel: how to enlarge, see layers.Upsample.
 
     Raises:
         ConfigError: an unknown task; the message lists those there are.
@@ -83,7 +104,7 @@ def open_inputs(task: str) -> tuple[dict[str, Any], list[Any]]:
         bands = BANDS[gsd]
         inputs[key] = keras.Input((None, None, len(bands)), name=key, dtype="float32")
         x = ScaleReflectance(key, bands, gsd, name=f"{key}_scaled")(inputs[key])
-        fine.append(Upsample(gsd // 10, name=f"{key}_upsampled")(x) if gsd > 10 else x)
+        fine.append(Upsample(gsd // 10, kernel, name=f"{key}_upsampled")(x) if gsd > 10 else x)
     return inputs, fine
 
 

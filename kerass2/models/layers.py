@@ -17,6 +17,7 @@ from kerass2.models import attention, blocks
 from kerass2.models.normalization import SyncBatchNormalization, synchronise_statistics
 
 __all__ = [
+    "LastOf",
     "MeanShift",
     "ResidualSum",
     "ScaleReflectance",
@@ -25,6 +26,9 @@ __all__ = [
     "Upsample",
     "synchronise_statistics",
 ]
+
+KERNELS = {"bilinear": resampling.bilinear, "bicubic": resampling.bicubic}
+"""How Upsample enlarges, by name."""
 
 
 @keras.saving.register_keras_serializable("kerass2")
@@ -81,19 +85,22 @@ class ScaleReflectance(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("kerass2")
 class Upsample(keras.layers.Layer):
-    """Bilinear enlargement by a whole factor, as `tf.image.resize(antialias=False)`.
+    """Enlargement by a whole factor; bilinear as `tf.image.resize(antialias=False)`.
 
     keras.layers.UpSampling2D needs a height and width known when the graph is built.
     """
 
-    def __init__(self, scale: int, **kwargs: Any) -> None:
-        """`scale` is the ratio of the pixel sizes, 2 or 6."""
+    def __init__(self, scale: int, kernel: str = "bilinear", **kwargs: Any) -> None:
+        """`scale` is the ratio of the pixel sizes, 2 or 6; `kernel` is bilinear or bicubic."""
         super().__init__(**{"dtype": "float32", **kwargs})
+        if kernel not in KERNELS:
+            raise ValueError(f"kernel {kernel!r}; there are: {', '.join(KERNELS)}")
         self.scale = scale
+        self.kernel = kernel
 
     def call(self, inputs: Any) -> Any:
         """(batch, y, x, band) to (batch, scale * y, scale * x, band)."""
-        return resampling.bilinear(inputs, self.scale)
+        return KERNELS[self.kernel](inputs, self.scale)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Height and width times scale, unknown where they were."""
@@ -101,8 +108,25 @@ class Upsample(keras.layers.Layer):
         return (batch, *(None if size is None else size * self.scale for size in sizes), bands)
 
     def get_config(self) -> dict[str, Any]:
-        """Adds the scale."""
-        return {**super().get_config(), "scale": self.scale}
+        """Adds scale and kernel."""
+        return {**super().get_config(), "scale": self.scale, "kernel": self.kernel}
+
+
+@keras.saving.register_keras_serializable("kerass2")
+class LastOf(keras.layers.Layer):
+    """The last of its inputs: for models that take more than they use."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        """No arguments of its own."""
+        super().__init__(**{"dtype": "float32", **kwargs})
+
+    def call(self, inputs: Sequence[Any]) -> Any:
+        """A sequence of tensors; the last one out."""
+        return inputs[-1]
+
+    def compute_output_shape(self, input_shape: Sequence[Any]) -> Any:
+        """The last one's shape."""
+        return input_shape[-1]
 
 
 @keras.saving.register_keras_serializable("kerass2")
@@ -190,19 +214,9 @@ class SelfAttention(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """(batch, y, x, filter) in and out, in the type of the input."""
-        shape = ops.shape(inputs)
-        pixels = ops.reshape(inputs, (shape[0], shape[1] * shape[2], shape[3]))
-        pixels = ops.cast(pixels, self.compute_dtype)
+        weights = [w for dense in (self.f, self.g, self.h) for w in (dense.kernel, dense.bias)]
         grid = blocks.divide(inputs, self.block)
-        keys, queries, values = (
-            blocks.split(ops.reshape(dense(pixels), (*shape[:3], dense.units)), grid)
-            for dense in (self.f, self.g, self.h)
-        )
-        inside = None
-        if not grid.is_uncut:
-            inside = ops.tile(blocks.inside(grid), (shape[0], 1))
-        out = blocks.join(attention.attend(queries, keys, values, inside), grid)
-        return inputs + ops.cast(self.gamma, inputs.dtype) * ops.cast(out, inputs.dtype)
+        return attention.attend(inputs, self.gamma, weights, grid, self.compute_dtype)
 
     def compute_output_spec(self, inputs: Any) -> Any:
         """Shape and type of the input."""
