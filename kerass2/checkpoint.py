@@ -31,9 +31,8 @@ def save(
 ) -> pathlib.Path:
     """Write all variables after `step` steps, and `state` (plain types).
 
-    `averages` are further variables. Deletes all but the newest `keep`. The file appears under
-    its name when it is complete. zip's
-    own CRC finds damage when it is read.
+    `averages` are further variables. Deletes all but the newest `keep`. The file appears under its
+    name when it is complete. zip's own CRC finds damage when it is read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.npz"

@@ -63,7 +63,7 @@ class PlateauConfig:
     min_delta: pydantic.NonNegativeFloat = 0.0
     """How much lower an RMSE has to be to count [DN]."""
     cooldown: pydantic.NonNegativeInt = 0
-    """Validations after a lowering that do not count."""
+    """Validations before another lowering at the earliest, as Keras counts them: 1 is as 0."""
     least: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.001
     """Fraction of the schedule's rate below which it is not lowered."""
 
