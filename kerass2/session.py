@@ -172,7 +172,7 @@ def open_batches(session: Session) -> Iterable[Any]:
                 rank=rank,
                 world_size=world_size,
                 start_step=session.state.step,
-                stop_step=max(session.state.step, session.num_steps),
+                stop_step=session.num_steps,
                 augment=experiment.data.augment,
             )
         )

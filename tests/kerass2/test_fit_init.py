@@ -39,7 +39,9 @@ def test_a_run_starts_from_the_file(run_command, prepared, start, tmp_path, stra
     result = run_command("fit", *given, *more)
     assert result.returncode == 0, result.stderr
     assert f"weights  dsen2's, {start}" in result.stdout
-    for found, expected in zip(weights(tmp_path / "w" / "model.keras"), weights(start), strict=True):
+    for found, expected in zip(
+        weights(tmp_path / "w" / "model.keras"), weights(start), strict=True
+    ):
         np.testing.assert_allclose(found, expected, atol=1e-7)
     record = json.loads((tmp_path / "w" / "data.json").read_text())["init"]
     assert record["path"] == str(start)

@@ -243,7 +243,10 @@ def write_hdf5(path: pathlib.Path, arrays: dict[str, np.ndarray], *, whole: bool
         for number in numbers:
             name = f"conv2d_{number + 1}"
             kernel = np.transpose(arrays[f"conv{number:02d}_kernel_OIHW"], (2, 3, 1, 0))
-            weights = {f"{name}/kernel:0": kernel, f"{name}/bias:0": arrays[f"conv{number:02d}_bias"]}
+            weights = {
+                f"{name}/kernel:0": kernel,
+                f"{name}/bias:0": arrays[f"conv{number:02d}_bias"],
+            }
             group[name].attrs["weight_names"] = [key.encode() for key in weights]
             for key, value in weights.items():
                 group[name][key] = value
@@ -310,7 +313,9 @@ def test_no_bias_makes_up_for_the_mean_shift(tmp_path: pathlib.Path) -> None:
         plain, tmp_path / "w.npz"
     )
     kernel = made_up()["conv00_kernel_OIHW"].sum(axis=(2, 3))  # (output, input)
-    means = [np.concatenate([v.mean(axis=(1, 2)) for v in reflectance(s).values()], -1) for s in (0, 1)]
+    means = [
+        np.concatenate([v.mean(axis=(1, 2)) for v in reflectance(s).values()], -1) for s in (0, 1)
+    ]
     lost = [mean @ kernel.T / 0.2 for mean in means]  # (patch, output), inside the patch
     assert np.abs(lost[0] - lost[1]).max() > 0.1
 
