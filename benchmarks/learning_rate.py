@@ -93,8 +93,9 @@ def main(
             chosen = [f"--set={setting}" for setting in (*settings, *options)]
             command = [experiment, *given, "--steps", str(patches // size), *chosen]
             found = summarise(*_fit(command))
-            what = {"experiment": experiment, "settings": settings, "data": data or "sample"}
-            what |= {"rule": rule, "batch": size, "k": size / sizes[0], "rate": rate}
+            what: dict[str, Any] = {"experiment": experiment, "settings": settings}
+            what |= {"data": data or "sample", "rule": rule, "batch": size, "rate": rate}
+            what["k"] = size / sizes[0]
             lines.append(record.append(output, "learning rate rule", **what, **found))
             click.echo(describe(rule, size, found))
     draw(lines, output.with_suffix(".svg"))

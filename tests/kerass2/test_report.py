@@ -149,7 +149,7 @@ def test_panels_show_the_right_pixels_with_one_stretch(workdir: pathlib.Path, pa
     truth = batch["targets"]["superres_20m"][0][..., chosen].astype(float)
     low, high = np.percentile(truth, 2, axis=(0, 1)), np.percentile(truth, 98, axis=(0, 1))
     lowres = batch["inputs"]["gsd20"][0][..., chosen].repeat(2, axis=0).repeat(2, axis=1)
-    panels = {a["alt"].partition(" of patch")[0]: a for a in page.all("img")[4:10]}
+    panels = {a["alt"].partition(" of patch")[0]: a for a in page.all("img")[5:11]}
     assert list(panels) == [
         "input",
         "bicubic",
