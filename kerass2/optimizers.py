@@ -16,9 +16,9 @@ class Nadam(keras.optimizers.Optimizer):
     """Adam with Nesterov momentum (Dozat 2016) that is warmed up, as DSen2 was trained with.
 
     The momentum of step t is mu_t = beta_1 (1 - 0.96^(t momentum_decay) / 2). Keras 3's own Nadam
-    has momentum_decay 1 built in, where Dozat, Keras 2 and PyTorch have 0.004, and keeps the
-    product of all mu_t in a variable of the whole optimizer, which tf.distribute does not let a
-    replica assign (canary test). Here each weight has its own, of one number: it is assigned
+    has momentum_decay 1 built in (canary test), where Dozat, Keras 2 and PyTorch have 0.004. It
+    keeps the product of all mu_t in one variable with aggregation "none", which a replica changes
+    outside of tf.distribute's update. Here each weight has its own, of one number: it is changed
     where the weight is.
     """
 

@@ -59,35 +59,6 @@ def test_keras_fit_fails_for_its_reason(keras_fit):
 
 
 @pytest.fixture(scope="module")
-def keras_nadam() -> subprocess.CompletedProcess:
-    """A step of Keras' own Nadam on two ranks of MultiWorkerMirroredStrategy."""
-    code = """
-        import keras, tensorflow as tf
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        with strategy.scope():
-            weight = keras.Variable([1.0, 2.0])
-            optimizer = keras.optimizers.Nadam(0.1)
-            optimizer.build([weight])
-        step = tf.function(lambda: optimizer.apply([tf.ones(2)], [weight]))
-        strategy.run(step)
-    """
-    return run_ranks("multiworker", "-c", textwrap.dedent(code))
-
-
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="Keras' Nadam assigns a variable with aggregation none in a replica",
-)
-def test_keras_nadam_under_multiworker(keras_nadam):
-    assert keras_nadam.returncode == 0, keras_nadam.stderr[-2000:]
-
-
-def test_keras_nadam_fails_for_its_reason(keras_nadam):
-    assert "aggregation" in keras_nadam.stderr, keras_nadam.stderr[-2000:]
-
-
-@pytest.fixture(scope="module")
 def horovods_optimizer(tmp_path_factory) -> tuple[int, list[np.ndarray]]:
     """Exit code and each rank's kernel (zero before) after a step of fit; data differ per rank."""
     pytest.importorskip("horovod", reason="Horovod is not built here")
