@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,24 @@ VERSION = 1
 
 
 def save(
-    folder: pathlib.Path, step: int, model: Any, optimizer: Any, *, keep: int, **state: Any
+    folder: pathlib.Path,
+    step: int,
+    model: Any,
+    optimizer: Any,
+    *,
+    keep: int,
+    averages: Sequence[Any] = (),
+    **state: Any,
 ) -> pathlib.Path:
     """Write all variables after `step` steps, and `state` (plain types).
 
-    Deletes all but the newest `keep`. The file appears under its name when it is complete. zip's
-    own CRC finds damage when it is read.
+    `averages` are further variables. Deletes all but the newest `keep`. The file appears under its
+    name when it is complete. zip's own CRC finds damage when it is read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.npz"
-    arrays = {name: np.asarray(variable) for name, variable in _variables(model, optimizer).items()}
+    variables = _variables(model, optimizer, averages)
+    arrays = {name: np.asarray(variable) for name, variable in variables.items()}
     arrays["state"] = np.array(json.dumps({"version": VERSION, "step": step, **state}))
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
@@ -50,13 +59,15 @@ def discard(folder: pathlib.Path, step: int) -> None:
     (folder / f"step-{step:08d}.npz").unlink(missing_ok=True)
 
 
-def restore(path: pathlib.Path, model: Any, optimizer: Any) -> dict[str, Any]:
+def restore(
+    path: pathlib.Path, model: Any, optimizer: Any, averages: Sequence[Any] = ()
+) -> dict[str, Any]:
     """Assign all variables from a checkpoint and return its state: "step" and what save was given.
 
     Raises:
         DataError: the file is damaged, or holds other variables than this model and optimizer have.
     """
-    variables = _variables(model, optimizer)
+    variables = _variables(model, optimizer, averages)
     try:
         # np.load leaves a file that it cannot read open; this does not.
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
@@ -82,7 +93,8 @@ def restore(path: pathlib.Path, model: Any, optimizer: Any) -> dict[str, Any]:
     return state
 
 
-def _variables(model: Any, optimizer: Any) -> dict[str, Any]:
+def _variables(model: Any, optimizer: Any, averages: Sequence[Any]) -> dict[str, Any]:
     """Key -> variable, by order: paths hold layer names that Keras numbers anew in each process."""
     keys = {f"model/{i:04d}/{v.name}": v for i, v in enumerate(model.variables)}
-    return keys | {f"optimizer/{i:04d}": v for i, v in enumerate(optimizer.variables)}
+    keys |= {f"optimizer/{i:04d}": v for i, v in enumerate(optimizer.variables)}
+    return keys | {f"average/{i:04d}": v for i, v in enumerate(averages)}

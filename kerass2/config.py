@@ -13,7 +13,7 @@ import math
 import pathlib
 import pkgutil
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic.dataclasses import dataclass
@@ -50,11 +50,30 @@ class DataConfig:
 
 
 @dataclass(frozen=True, config=_STRICT_KEYS)
+class PlateauConfig:
+    """Lower the learning rate where validation no longer finds a lower RMSE.
+
+    A factor on the schedule's rate, by the rule of keras.callbacks.ReduceLROnPlateau.
+    """
+
+    patience: pydantic.NonNegativeInt = 0
+    """Validations without a lower RMSE after which the rate is lowered; 0: never."""
+    factor: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.5
+    """What the rate is multiplied by."""
+    min_delta: pydantic.NonNegativeFloat = 0.0
+    """How much lower an RMSE has to be to count [DN]."""
+    cooldown: pydantic.NonNegativeInt = 0
+    """Validations before another lowering at the earliest, as Keras counts them: 1 is as 0."""
+    least: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.001
+    """Fraction of the schedule's rate below which it is not lowered."""
+
+
+@dataclass(frozen=True, config=_STRICT_KEYS)
 class OptimizerConfig:
     """How weights move."""
 
-    name: Literal["adam", "sgd"] = "adam"
-    """sgd is with Nesterov momentum, as in the classification paper."""
+    name: Literal["adam", "nadam", "sgd"] = "adam"
+    """nadam is DSen2's; sgd is with Nesterov momentum, as in the classification paper."""
     learning_rate: pydantic.PositiveFloat = 1e-4
     """Rate at reference_batch."""
     schedule: str = "modified_linear"
@@ -65,6 +84,8 @@ class OptimizerConfig:
     """Further arguments of the schedule."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments of the Keras optimizer, as {"global_clipnorm": 1.0} (clips the summed gradient)."""
+    plateau: PlateauConfig = dataclasses.field(default_factory=PlateauConfig)
+    """Lower the rate by the validation score; needs run.validate_every."""
 
 
 @dataclass(frozen=True, config=_STRICT_KEYS)
@@ -75,6 +96,8 @@ class RunConfig:
     """Patches a step over all ranks."""
     local_batch: pydantic.PositiveInt | None = None
     """Patches a step and rank; the global batch follows (weak scaling). Not with global_batch."""
+    micro_batch: pydantic.NonNegativeInt = 0
+    """Patches a rank computes at once, at most: less memory, the same step. 0: all of its own."""
     steps: pydantic.PositiveInt | None = None
     """Steps in all; not with epochs."""
     epochs: pydantic.PositiveInt | None = None
@@ -89,6 +112,15 @@ class RunConfig:
     """Checkpoints kept."""
     log_every: pydantic.PositiveInt = 10
     """Steps between lines of log.jsonl."""
+    validate_every: pydantic.NonNegativeInt = 0
+    """Steps between validations, whose best weights go to best.keras; 0: only after the last."""
+    validation_patches: pydantic.NonNegativeInt = 0
+    """Patches of the validation split that those see, evenly spaced, always the same; 0: all."""
+    patience: pydantic.NonNegativeInt = 0
+    """Validations without a lower RMSE after which training stops; 0: never."""
+    ema: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+    """Decay of a moving average of the weights, which validations and saved models take; 0: none.
+    """
     xla: bool = False
     """Compile the step with XLA; single only, Horovod's operations are no XLA operations."""
 
@@ -250,6 +282,32 @@ def num_steps(experiment: Experiment, steps_per_epoch: int) -> int:
             f"run.steps is {run.steps} and run.epochs is {run.epochs}: give exactly one"
         )
     return run.steps if run.steps is not None else (run.epochs or 0) * steps_per_epoch
+
+
+def check_validation(experiment: Experiment, num_patches: int) -> None:
+    """Refuse what waits for a validation score where there is none.
+
+    Args:
+        experiment: the experiment.
+        num_patches: patches of the validation split.
+
+    Raises:
+        ConfigError: no validations in between, or nothing to validate on.
+    """
+    run, plateau = experiment.run, experiment.optimizer.plateau
+    waiting = {"run.patience": run.patience, "optimizer.plateau.patience": plateau.patience}
+    asked = [f"{key} = {value}" for key, value in waiting.items() if value]
+    if asked and not run.validate_every:
+        raise ConfigError(f"{asked[0]} counts validations: give run.validate_every too")
+    if run.validation_patches and not run.validate_every:
+        raise ConfigError(
+            f"run.validation_patches = {run.validation_patches} without run.validate_every: the "
+            "validation after the last step sees all patches"
+        )
+    if run.validate_every and not num_patches:
+        raise ConfigError(
+            f"run.validate_every = {run.validate_every}, but the data hold no validation split"
+        )
 
 
 def parse_duration(text: str) -> float:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Red, green, blue by task. B12, B8A, B05 show vegetation green, bare soil reddish and water black;
 # at 60 m there are but two bands.
 FALSE_COLOUR = {"superres_20m": ("B12", "B8A", "B05"), "superres_60m": ("B09", "B01", "B01")}
+# Key of log.jsonl, on the line of the validation after the last step.
+BICUBIC = "validation_rmse_bicubic"
 # Curves have at most this many points: an SVG of every step of a long run would not open.
 MAX_POINTS = 1500
 # Ink of the plots for either colour scheme of the reader: (text, grid, faint line, line).
@@ -47,9 +49,16 @@ class Comparison:
 
 
 def curves(log: Sequence[Mapping[str, float]]) -> list[dict[str, str]]:
-    """Plots over the steps, each in two colour schemes, as data URIs of SVG."""
+    """Plots over the steps, each in two colour schemes, as data URIs of SVG.
+
+    Validations between the steps are drawn with their lowest one, and beside bicubic's RMSE where
+    the log has it. The last validation stands apart: it may see other patches.
+    """
+    bicubic = next((entry[BICUBIC] for entry in reversed(log) if entry.get(BICUBIC)), None)
+    log = [entry for entry in log if BICUBIC not in entry]
     wanted = {
         "loss": "Training loss",
+        "validation_rmse": "Validation RMSE [DN]",
         "learning_rate": "Learning rate",
         "patches_per_second": "Throughput [patches/s]",
     }
@@ -59,14 +68,19 @@ def curves(log: Sequence[Mapping[str, float]]) -> list[dict[str, str]]:
         if len(points) < 2:
             continue
         x, y = np.asarray(points, np.float64).T
-        images = {scheme: _curve_svg(x, y, title, key == "loss", scheme) for scheme in INKS}
+        level = bicubic if key == "validation_rmse" else None
+        images = {scheme: _curve_svg(x, y, title, key == "loss", scheme, level) for scheme in INKS}
         alt = f"{title} over {int(x[-1])} steps: from {y[0]:.4g} to {y[-1]:.4g}"
+        if key == "validation_rmse":
+            alt += f", lowest {y.min():.4g} after {int(x[y.argmin()])}"
         plots.append({"alt": alt, **images})
     return plots
 
 
-def _curve_svg(x: NDArray[Any], y: NDArray[Any], title: str, noisy: bool, scheme: str) -> str:
-    """One line plot; a noisy one gets its running mean drawn over it."""
+def _curve_svg(
+    x: NDArray[Any], y: NDArray[Any], title: str, noisy: bool, scheme: str, level: float | None
+) -> str:
+    """One line plot; a noisy one gets its running mean drawn over it, a level a dashed line."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -82,6 +96,9 @@ def _curve_svg(x: NDArray[Any], y: NDArray[Any], title: str, noisy: bool, scheme
             kernel = np.ones(max(1, len(y) // 40)) / max(1, len(y) // 40)
             x, y = np.convolve(x, kernel, "valid"), np.convolve(y, kernel, "valid")
         axes.plot(x[thin], y[thin], color=line, linewidth=1.8)
+        if level is not None:
+            axes.axhline(level, color=ink, linewidth=1, linestyle="--")
+            axes.annotate("bicubic", (x[0], level), (0, 3), textcoords="offset points", fontsize=8)
         if noisy and y.min() > 0 and y.max() / y.min() > 20:
             axes.set_yscale("log")
         elif y.min() >= 0:

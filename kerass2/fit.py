@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import pathlib
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from kerass2 import cli, config, ranks
+from kerass2 import cli, config, ranks, session
 from kerass2 import job as jobs
 from kerass2.job import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    import keras
-
-    from data_pipelines.spec import Source
     from kerass2.logs import NoLog, TrainingLog
+    from kerass2.session import Session
     from strategies.base import Strategy
 
 
@@ -41,6 +36,11 @@ if TYPE_CHECKING:
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Steps, in all.")
 @click.option("--max-time", help="Training time after which to stop, evaluate and save, e.g. 4h.")
+@click.option(
+    "--init",
+    type=click.Path(path_type=pathlib.Path),
+    help="Weights to start from: a .keras file of ours, or DSen2's published ones (.npz, .hdf5).",
+)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the workdir.")
 @click.option("--overwrite", is_flag=True, help="Delete the results in the workdir first.")
 @click.option(
@@ -55,6 +55,7 @@ def main(
     epochs: int | None,
     steps: int | None,
     max_time: str | None,
+    init: pathlib.Path | None,
     resume: bool,
     overwrite: bool,
     settings: tuple[str, ...],
@@ -65,6 +66,11 @@ def main(
     """
     if resume and overwrite:
         raise config.ConfigError("--resume and --overwrite exclude each other: give one of them")
+    if resume and init:
+        raise config.ConfigError(
+            f"--resume goes on with the weights of {workdir or 'the workdir'}: --init {init} is "
+            "for a new run"
+        )
     if epochs and steps:
         raise config.ConfigError(f"--epochs {epochs} and --steps {steps}: give one of them")
     workdir = workdir or pathlib.Path("runs") / (experiment or jobs.DEFAULT_EXPERIMENT)
@@ -75,81 +81,42 @@ def main(
     chosen = config.override(chosen, settings)
     chosen = config.with_global_batch(chosen, ranks.world_size(strategy, workers))
     limit = math.inf if max_time is None else config.parse_duration(max_time)
-    job = jobs.check(chosen, data, workdir, resume=resume, overwrite=overwrite, max_seconds=limit)
+    job = jobs.check(
+        chosen, data, workdir, resume=resume, overwrite=overwrite, max_seconds=limit, init=init
+    )
     fit(job, ranks.start(strategy, workers))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Training:
-    """What one rank trains."""
-
-    model: keras.Model
-    optimizer: keras.optimizers.Optimizer
-    source: Source
-    global_batch: int
-    num_steps: int
 
 
 def fit(job: Job, strategy: Strategy) -> None:
     """Train as this rank of `strategy`; rank 0 writes the workdir. Every rank calls it.
 
     Raises:
-        DataError: data or checkpoint are damaged, or the model does not fit the data.
+        DataError: data, starting weights or checkpoint are damaged, or do not fit the model.
         TrainingError: the loss is not finite.
     """
-    from kerass2 import checkpoint, losses, precision, train
+    from kerass2 import precision
     from kerass2 import workdir as folder
-    from kerass2.steps.tensorflow import build_step
 
-    run = dataclasses.replace(
+    settings = dataclasses.replace(
         job.experiment.run, precision=precision.resolve(job.experiment.run.precision, strategy)
     )
-    job = dataclasses.replace(job, experiment=dataclasses.replace(job.experiment, run=run))
+    experiment = dataclasses.replace(job.experiment, run=settings)
+    job = dataclasses.replace(job, experiment=experiment)
     # All that the experiment names is made, and data are read, before anything is written.
-    training = _build(job, strategy)
-    model, optimizer = training.model, training.optimizer
-    loss = losses.get(job.experiment.loss)
-    checkpoints = job.workdir / folder.CHECKPOINTS
-    first_step, seconds = 0, 0.0
-    if job.resume and (found := checkpoint.find(checkpoints)):
-        state = checkpoint.restore(found[0], model, optimizer)
-        first_step, seconds = state["step"], state["seconds"]
-    _check_agreement(job, strategy, first_step)
-    batches = _batches(job, strategy, training, first_step)
-    strategy.start(model, optimizer)
+    run, started_from = session.prepare(job, strategy)
+    _check_agreement(job, strategy, run.state.step)
+    batches = session.open_batches(run)
+    validate = session.build_validation(run)
+    run.state.start(strategy)
+    run = dataclasses.replace(run, began=time.monotonic() - run.state.seconds)
     if strategy.is_chief:
         folder.begin(job.workdir, job.experiment, job.describe_data(), clear=not job.resume)
-        _print_plan(job, strategy, training, first_step)
-    begin = time.monotonic() - seconds
-
-    def save(done: int) -> None:
-        strategy.average_statistics(model)
-        if strategy.is_chief:
-            elapsed = time.monotonic() - begin
-            checkpoint.save(checkpoints, done, model, optimizer, keep=run.keep, seconds=elapsed)
-
-    with _open_log(job, strategy, training, first_step, seconds) as log:
-        if first_step < training.num_steps:
-            try:
-                first_step = train.train(
-                    step=build_step(
-                        strategy, model, optimizer, loss, training.global_batch, xla=run.xla
-                    ),
-                    batches=batches,
-                    first_step=first_step,
-                    num_steps=training.num_steps,
-                    checkpoint_every=run.checkpoint_every,
-                    save=save,
-                    log=log,
-                    deadline=begin + job.max_seconds,
-                    may_overflow=run.precision == "float16",
-                )
-            except train.TrainingError as error:
-                if strategy.is_chief:
-                    # Its weights gave the loss that is not finite.
-                    checkpoint.discard(checkpoints, error.step - 1)
-                raise
-        _finish(job, strategy, training, first_step, log)
+        _print_plan(run, started_from)
+    with _open_log(run) as log:
+        done = run.state.step
+        if done < run.num_steps and not session.is_stopped(run):
+            done = session.train(run, batches, validate, log)
+        _finish(run, done, log)
 
 
 def _check_agreement(job: Job, strategy: Strategy, first_step: int) -> None:
@@ -174,126 +141,83 @@ def _check_agreement(job: Job, strategy: Strategy, first_step: int) -> None:
         )
 
 
-def _build(job: Job, strategy: Strategy) -> _Training:
-    """Model and optimizer in the strategy's scope, and the data they are for."""
-    import keras
-
-    from data_pipelines import batching
-    from kerass2 import models, optimizers, precision
-    from kerass2.models.layers import synchronise_statistics
-
-    experiment, run = job.experiment, job.experiment.run
-    source = job.data.open("train")
-    global_batch = run.global_batch or 1
-    steps_per_epoch = batching.num_steps(len(source), global_batch)
-    num_steps = config.num_steps(experiment, steps_per_epoch)
-    # Ranks may draw different weights: strategy.start gives all of them rank 0's.
-    keras.utils.set_random_seed(run.seed + strategy.rank)
-    with strategy.scope():
-        model = models.build(
-            experiment.model.name,
-            dtype=precision.POLICIES[run.precision],
-            **experiment.model.options,
-        )
-        optimizer = optimizers.build(
-            experiment.optimizer,
-            precision=run.precision,
-            global_batch=global_batch,
-            num_steps=num_steps,
-            steps_per_epoch=steps_per_epoch,
-        )
-        optimizer.build(model.trainable_variables)
-    models.check_fits(model, source.spec, str(job.data.path))
-    synchronise_statistics(model, strategy.sum_gradients)
-    return _Training(model, optimizer, source, global_batch, num_steps)
-
-
-def _batches(job: Job, strategy: Strategy, training: _Training, first_step: int) -> Iterable[Any]:
-    """This rank's slices of the global batches from `first_step` on; the first is read here.
-
-    Raises:
-        DataError: a record of the first batch is damaged.
-    """
-    from data_pipelines import batching
-
-    batches = iter(
-        strategy.distribute(
-            lambda rank, world_size: batching.build_training_dataset(
-                training.source,
-                seed=job.experiment.run.seed,
-                global_batch=training.global_batch,
-                rank=rank,
-                world_size=world_size,
-                start_step=first_step,
-                stop_step=training.num_steps,
-                augment=job.experiment.data.augment,
-            )
-        )
-    )
-    return itertools.chain(list(itertools.islice(batches, 1)), batches)
-
-
-def _open_log(
-    job: Job, strategy: Strategy, training: _Training, first_step: int, seconds: float
-) -> TrainingLog | NoLog:
+def _open_log(run: Session) -> TrainingLog | NoLog:
     from kerass2 import logs
 
-    if not strategy.is_chief:
+    if not run.strategy.is_chief:
         return logs.NoLog()
     return logs.TrainingLog(
-        job.workdir,
-        every=job.experiment.run.log_every,
-        first_step=first_step,
-        num_steps=training.num_steps,
-        global_batch=training.global_batch,
-        seconds=seconds,
-        learning_rate=lambda: float(training.optimizer.learning_rate),
+        run.job.workdir,
+        every=run.job.experiment.run.log_every,
+        first_step=run.state.step,
+        num_steps=run.num_steps,
+        global_batch=run.global_batch,
+        seconds=run.state.seconds,
+        learning_rate=lambda: float(run.state.optimizer.learning_rate),
     )
 
 
-def _finish(
-    job: Job, strategy: Strategy, training: _Training, done: int, log: TrainingLog | NoLog
-) -> None:
+def _finish(run: Session, done: int, log: TrainingLog | NoLog) -> None:
     """Validate on all ranks, and save the model."""
     import numpy as np
 
-    from data_pipelines.files import replacing
     from kerass2 import evaluate
     from kerass2 import workdir as folder
 
-    if job.data.counts.get("validation"):
-        source = job.data.open("validation")
-        scores = evaluate.evaluate_model(training.model, source, strategy)
-        rmse = {method: values["rmse"]["mean"] for method, values in scores["methods"].items()}
-        log.event(done, validation_rmse=rmse["model"], validation_rmse_bicubic=rmse["bicubic"])
-        if strategy.is_chief:
-            click.echo(
-                f"validation RMSE {rmse['model']:.2f} DN, bicubic {rmse['bicubic']:.2f} DN, "
-                f"{len(source)} patches"
-            )
-    if strategy.is_chief:
-        with replacing(job.workdir / folder.MODEL) as temporary:
-            training.model.save(temporary)
-        click.echo(f"{done} steps; model: {job.workdir / folder.MODEL}")
-    strategy.sum(np.zeros(1))  # ranks leave together: one that is gone looks like one that died
+    job, model = run.job, run.state.model
+    with run.state.in_use():
+        if job.data.counts.get("validation"):
+            source = job.data.open("validation")
+            scores = evaluate.evaluate_model(model, source, run.strategy)
+            rmse = {method: values["rmse"]["mean"] for method, values in scores["methods"].items()}
+            log.event(done, validation_rmse=rmse["model"], validation_rmse_bicubic=rmse["bicubic"])
+            if run.strategy.is_chief:
+                click.echo(
+                    f"validation RMSE {rmse['model']:.2f} DN, bicubic {rmse['bicubic']:.2f} DN, "
+                    f"{len(source)} patches"
+                )
+        if run.strategy.is_chief:
+            folder.save_model(job.workdir / folder.MODEL, model)
+            _print_end(run, done)
+    # Ranks leave together: one that is gone looks like one that died.
+    run.strategy.sum(np.zeros(1))
 
 
-def _print_plan(job: Job, strategy: Strategy, training: _Training, first_step: int) -> None:
-    from kerass2 import tiling
+def _print_end(run: Session, done: int) -> None:
+    from kerass2 import workdir as folder
 
-    run, size = job.experiment.run, strategy.world_size
-    batch, parameters = training.global_batch, training.model.count_params()
+    progress = run.state.progress
+    if session.is_stopped(run):
+        click.echo(f"stopped early: {progress.waited} validations without a lower RMSE")
+    if progress.best is not None:
+        click.echo(
+            f"best validation RMSE {progress.best:.2f} DN after {progress.best_step} steps: "
+            f"{run.job.workdir / folder.BEST}"
+        )
+    click.echo(f"{done} steps; model: {run.job.workdir / folder.MODEL}")
+
+
+def _print_plan(run: Session, started_from: str) -> None:
+    from kerass2 import state, tiling
+
+    job, settings, size = run.job, run.job.experiment.run, run.strategy.world_size
+    batch, parameters = run.global_batch, run.state.model.count_params()
+    parts = state.num_parts(batch // size, settings.micro_batch)
+    first_step = run.state.step
     lines = {
         "experiment": f"{job.experiment.name} -> {job.workdir}",
-        "data": f"{job.data.description} ({len(training.source)} training patches)",
-        "model": f"{job.experiment.model.name}, {parameters:,} parameters, {run.precision}",
-        "ranks": f"{size}, strategy {strategy.name}",
-        "batch": f"{batch} patches a step, {batch // size} on each rank",
-        "steps": f"{training.num_steps}" + (f", resuming after {first_step}" if first_step else ""),
+        "data": f"{job.data.description} ({len(run.source)} training patches)",
+        "model": f"{job.experiment.model.name}, {parameters:,} parameters, {settings.precision}",
+        "ranks": f"{size}, strategy {run.strategy.name}",
+        "batch": f"{batch} patches a step, {batch // size} on each rank"
+        + (f", in {parts} parts of {batch // size // parts}" if parts > 1 else ""),
+        "steps": f"{run.num_steps}" + (f", resuming after {first_step}" if first_step else ""),
     }
+    if started_from:
+        lines["weights"] = started_from
     for name, text in lines.items():
         click.echo(f"{name:>10}  {text}")
-    radius = tiling.receptive_radius(training.model)
+    radius = tiling.receptive_radius(run.state.model)
     apart = job.data.provenance.get("receptive_radius")
     if apart is not None and radius > apart:
         click.echo(

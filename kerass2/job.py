@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import pathlib
 import shlex
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -14,6 +17,32 @@ from kerass2 import config, inputs
 from kerass2 import workdir as folder
 
 DEFAULT_EXPERIMENT = "superres_20m_compact"
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """Weights that a run starts from."""
+
+    path: pathlib.Path
+    """The file, absolute."""
+    digest: str
+    """12 hexadecimal digits of its SHA-256."""
+
+    @classmethod
+    def of(cls, path: pathlib.Path) -> Init:
+        """The file as it is now.
+
+        Raises:
+            DataError: there is none.
+        """
+        from data_pipelines.spec import DataError
+
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+        except OSError as error:
+            raise DataError(f"{path}: no readable file of weights: {error.strerror}") from None
+        return cls(path.resolve(), digest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +61,14 @@ class Job:
     """Delete earlier results."""
     max_seconds: float = math.inf
     """Training time after which to stop [s]."""
+    init: Init | None = None
+    """Weights to start from; None: random ones."""
 
-    def describe_data(self) -> dict[str, str]:
-        """What data.json says; with the command, for the report."""
+    def describe_data(self) -> dict[str, Any]:
+        """What data.json says: the data, what the weights started from, and the command."""
+        init = {} if self.init is None else {"init": _plain(self.init)}
         return {
+            **init,
             "data": str(self.data.path),
             "manifest": self.data.digest,
             "description": self.data.description,
@@ -61,13 +94,15 @@ def check(
     overwrite: bool,
     resume: bool,
     max_seconds: float,
+    init: pathlib.Path | None = None,
 ) -> Job:
-    """The job of a command line; on resume without `data`, with the data it was begun with.
+    """The job of a command line; on resume, with the data and the weights it was begun with.
 
     Raises:
-        ConfigError: an augmentation that does not exist, or no length given.
-        DataError: no such data, damaged, of another task, too few; or the workdir holds results of
-            another experiment or of other data.
+        ConfigError: an augmentation that does not exist, no length given, or what waits for a
+            validation that does not take place.
+        DataError: no such data, damaged, of another task, too few; no such file of weights; or the
+            workdir holds results of another experiment or of other data.
     """
     from data_pipelines import batching
     from data_pipelines.spec import DataError
@@ -91,8 +126,31 @@ def check(
         _warn_of_cosine(experiment, workdir)
     steps_per_epoch = batching.num_steps(len(source), experiment.run.global_batch or 1)
     config.num_steps(experiment, steps_per_epoch)
+    config.check_validation(experiment, found.counts.get("validation", 0))
     found = dataclasses.replace(found, path=found.path.resolve())
-    return Job(experiment, found, workdir, resume, overwrite, max_seconds)
+    weights = Init.of(init) if init else _find_init(workdir, begun)
+    return Job(experiment, found, workdir, resume, overwrite, max_seconds, weights)
+
+
+def _find_init(workdir: pathlib.Path, begun: Mapping[str, Any]) -> Init | None:
+    """What a resumed run was begun with. The file has to be there while there is no checkpoint."""
+    from data_pipelines.spec import DataError
+    from kerass2 import checkpoint
+
+    if "init" not in begun:
+        return None
+    there = Init(pathlib.Path(begun["init"]["path"]), str(begun["init"]["digest"]))
+    if not checkpoint.find(workdir / folder.CHECKPOINTS) and Init.of(there.path) != there:
+        raise DataError(
+            f"{workdir} has no checkpoint yet, and the weights that it was begun with, "
+            f"{there.path} (digest {there.digest}), have changed: --overwrite to begin anew"
+        )
+    return there
+
+
+def _plain(init: Init) -> dict[str, str]:
+    """As JSON has it."""
+    return {"path": str(init.path), "digest": init.digest}
 
 
 def _check_transforms(experiment: config.Experiment) -> None:

@@ -25,6 +25,9 @@ class NoLog:
     def event(self, done: int, **values: Any) -> None:
         """Nothing."""
 
+    def exclude(self, seconds: float) -> None:
+        """Nothing."""
+
     def __enter__(self) -> NoLog:
         """Nothing to open."""
         return self
@@ -117,6 +120,10 @@ class TrainingLog:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
                     self._tf.summary.scalar(name, value)
+
+    def exclude(self, seconds: float) -> None:
+        """Leave time that no step took, as that of a validation, out of the throughput."""
+        self._last_time += seconds
 
     def __enter__(self) -> TrainingLog:
         """Show the progress line."""

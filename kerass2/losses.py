@@ -13,6 +13,8 @@ Loss = Callable[[Any, Any], Any]
 
 CHARBONNIER_EPSILON = 1e-3
 """Reflectance below which the Charbonnier loss turns from linear to quadratic; 10 DN."""
+HUBER_DELTA = 1e-2
+"""Reflectance above which the Huber loss turns from quadratic to linear; 100 DN."""
 
 
 def l1(target: Any, prediction: Any) -> Any:
@@ -39,8 +41,15 @@ def charbonnier(target: Any, prediction: Any) -> Any:
     return _mean(ops.sqrt(squared)) - CHARBONNIER_EPSILON
 
 
+def huber(target: Any, prediction: Any) -> Any:
+    """Mean of d^2 / 2 up to delta, delta (|d| - delta / 2) above it; arguments as l1."""
+    size = ops.abs(_difference(target, prediction))
+    near = ops.minimum(size, HUBER_DELTA)
+    return _mean(near * (size - 0.5 * near))
+
+
 # Name in an experiment -> function. A new loss is one function and one line here.
-LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "charbonnier": charbonnier}
+LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "charbonnier": charbonnier, "huber": huber}
 
 
 def get(name: str) -> Loss:

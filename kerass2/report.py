@@ -131,6 +131,7 @@ def describe_run(
         },
         "tiles": _tiles(evaluation, log, parameters),
         "curves": figures.curves(log),
+        "training_notes": _training_notes(workdir, experiment, log),
         "evaluation": evaluation,
         "methods": list(evaluation["methods"]),
         "metric_rows": _metric_rows(evaluation),
@@ -160,6 +161,33 @@ def _tiles(
     if log and "seconds" in log[-1]:
         tiles.append({"name": "Training time", "value": duration(log[-1]["seconds"]), "note": ""})
     return tiles
+
+
+def _training_notes(
+    workdir: pathlib.Path, experiment: Mapping[str, Any], log: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """What the curves do not show: starting weights, averaging, the best validation."""
+    notes = []
+    init = (inputs.read_json(workdir / folder.DATA) or {}).get("init")
+    if init:
+        notes.append(f"Started from the weights of {init['path']} (SHA-256 {init['digest']}...).")
+    if decay := (experiment.get("run") or {}).get("ema"):
+        notes.append(
+            f"Validations and saved models have an exponential moving average of the weights, "
+            f"decay {decay:g}."
+        )
+    between = [
+        (entry["validation_rmse"], entry["step"])
+        for entry in log
+        if entry.get("validation_rmse") is not None and "validation_rmse_bicubic" not in entry
+    ]
+    if len(between) > 1 and (workdir / folder.BEST).exists():
+        rmse, step = min(between)
+        notes.append(
+            f"Lowest validation RMSE {number(rmse)} DN after {step} of {between[-1][1]} steps: "
+            f"{folder.BEST}; {folder.MODEL} has the last weights."
+        )
+    return notes
 
 
 def _metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:

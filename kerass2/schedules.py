@@ -143,6 +143,33 @@ class Cosine(keras.optimizers.schedules.LearningRateSchedule):
         return _arguments(self)
 
 
+@keras.saving.register_keras_serializable("kerass2")
+class Scaled(keras.optimizers.schedules.LearningRateSchedule):
+    """Another schedule's rate times a factor that may change while training goes on."""
+
+    def __init__(
+        self, schedule: keras.optimizers.schedules.LearningRateSchedule, factor: Any
+    ) -> None:
+        """`factor` is a number or a variable, which is read at each step."""
+        self.schedule = schedule
+        self.factor = factor
+
+    def __call__(self, step: Any) -> Any:
+        """Rate of a step, counted from 0; float32."""
+        return self.schedule(step) * ops.cast(ops.convert_to_tensor(self.factor), "float32")
+
+    def get_config(self) -> dict[str, Any]:
+        """The schedule, and the factor as it stands now."""
+        schedule = keras.saving.serialize_keras_object(self.schedule)
+        return {"schedule": schedule, "factor": float(self.factor)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Scaled:
+        """The inverse of get_config; the factor is then a number."""
+        schedule = keras.saving.deserialize_keras_object(config["schedule"])
+        return cls(schedule, config["factor"])
+
+
 # Name in an experiment -> class. A new schedule is one class and one line here.
 SCHEDULES: dict[str, type[keras.optimizers.schedules.LearningRateSchedule]] = {
     "modified_linear": ModifiedLinear,

@@ -39,6 +39,8 @@ def train(
     checkpoint_every: int,
     save: Callable[[int], None],
     log: Log,
+    validate: Callable[[int], bool] | None = None,
+    validate_every: int = 0,
     deadline: float = math.inf,
     may_overflow: bool = False,
 ) -> int:
@@ -56,6 +58,9 @@ def train(
         checkpoint_every: Steps between calls of `save`.
         save: Called on every rank with the number of steps done.
         log: Told of each step.
+        validate: Called on every rank with the number of steps done; True, the same on every rank,
+            ends the training. Before `save` where both are due, so that what is saved knows of it.
+        validate_every: Steps between calls of `validate`; 0: none.
         deadline: time.monotonic() after which to stop.
         may_overflow: True in float16, where the loss scale's finite check handles it.
 
@@ -78,7 +83,10 @@ def train(
                 done,
             )
         log.step(done, values["loss"])
-        if values["stop"] or done == num_steps:
+        stop = bool(values["stop"]) or done == num_steps
+        if validate is not None and validate_every and done % validate_every == 0:
+            stop = validate(done) or stop
+        if stop:
             break
         if done % checkpoint_every == 0:
             save(done)

@@ -2,7 +2,10 @@
 
 experiment.json  the experiment, resolved       data.json    the data set and what it is
 log.jsonl        one line every few steps       tensorboard  the same for TensorBoard
-checkpoints      for --resume                   model.keras  the trained model
+checkpoints      for --resume                   model.keras  the trained model: the last weights
+best.keras       with run.validate_every: the weights of the lowest validation RMSE
+
+With run.ema, both models hold averaged weights; checkpoints hold them beside the others.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ from data_pipelines.files import replacing
 from data_pipelines.spec import DataError, json_text
 from kerass2 import config
 
-EXPERIMENT, DATA, LOG, MODEL = "experiment.json", "data.json", "log.jsonl", "model.keras"
+EXPERIMENT, DATA, LOG = "experiment.json", "data.json", "log.jsonl"
+MODEL, BEST = "model.keras", "best.keras"
 EVALUATION, REPORT = "evaluation.json", "report.html"
 TENSORBOARD, CHECKPOINTS = "tensorboard", "checkpoints"
-RESULTS = (EXPERIMENT, DATA, LOG, MODEL, EVALUATION, REPORT, TENSORBOARD, CHECKPOINTS)
+RESULTS = (EXPERIMENT, DATA, LOG, MODEL, BEST, EVALUATION, REPORT, TENSORBOARD, CHECKPOINTS)
 
 # A run may be made longer or shorter, and be kept and logged otherwise, without becoming another
 # experiment.
@@ -30,6 +34,8 @@ _FREE: dict[str, Any] = {
     "checkpoint_every": 1,
     "keep": 1,
     "log_every": 1,
+    "micro_batch": 0,
+    "patience": 0,
 }
 
 
@@ -97,7 +103,7 @@ def begin(
 ) -> None:
     """Write experiment.json and data.json; with `clear`, delete what an earlier run has left.
 
-    A resumed run too loses what was made from its earlier weights.
+    A resumed run too loses what was made from its earlier weights; its best ones stay.
     """
     for name in RESULTS if clear else (MODEL, EVALUATION, REPORT):
         path = workdir / name
@@ -107,6 +113,12 @@ def begin(
             path.unlink(missing_ok=True)
     write_json(workdir / DATA, data)
     write_json(workdir / EXPERIMENT, experiment.to_json())
+
+
+def save_model(path: pathlib.Path, model: Any) -> None:
+    """Write a .keras file that appears under its name when it is complete."""
+    with replacing(path) as temporary:
+        model.save(temporary)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from strategies.base import Strategy
 
+if TYPE_CHECKING:
+    from kerass2.averaging import WeightAverage
+
 Loss = Callable[[Any, Any], Any]
+# (batch) -> value and gradients, the latter in the order of the model's trainable variables.
+Gradient = Callable[[Mapping[str, Any]], tuple[Any, Sequence[Any]]]
 
 
 def build_step(
@@ -20,6 +25,8 @@ def build_step(
     global_batch: int,
     *,
     xla: bool = False,
+    parts: int = 1,
+    average: WeightAverage | None = None,
 ) -> Callable[[Mapping[str, Any], bool], dict[str, float]]:
     """A compiled step.
 
@@ -28,10 +35,21 @@ def build_step(
     Loss = sum(per-example loss) / global_batch + regularisation / world_size on each rank;
     gradients, loss and the wish to stop are summed in one all-reduce, so that every rank sees the
     same numbers and stops at the same step.
+
+    Args:
+        strategy: how the step spreads over ranks.
+        model: made in the strategy's scope, as the optimizer.
+        optimizer: built.
+        loss: (target, prediction) -> (batch,) numbers.
+        global_batch: patches of all ranks.
+        xla: compile with XLA.
+        parts: equal parts of this rank's batch that are computed one after the other, so that the
+            activations of one take memory at a time; they are summed before the all-reduce.
+        average: takes in the weights after each step.
     """
     weights = model.trainable_variables
 
-    def replica_step(batch: Mapping[str, Any], stop: Any) -> dict[str, Any]:
+    def gradient(batch: Mapping[str, Any]) -> tuple[Any, Sequence[Any]]:
         with tf.GradientTape() as tape:
             prediction = model(batch["inputs"], training=True)
             per_example = [
@@ -39,9 +57,12 @@ def build_step(
             ]
             value = tf.reduce_sum(tf.add_n(per_example)) / global_batch
             if model.losses:
-                value += tf.add_n(model.losses) / strategy.world_size
+                value += tf.add_n(model.losses) / (strategy.world_size * parts)
             scaled = optimizer.scale_loss(value)
-        gradients = tape.gradient(scaled, [weight.value for weight in weights])
+        return value, tape.gradient(scaled, [weight.value for weight in weights])
+
+    def replica_step(batch: Mapping[str, Any], stop: Any) -> dict[str, Any]:
+        value, gradients = gradient(batch) if parts == 1 else _sum_parts(gradient, batch, parts)
         *gradients, value, stop = strategy.sum_gradients([*gradients, value, stop])
         norm = tf.linalg.global_norm(gradients)
         optimizer.apply(gradients, weights)
@@ -49,7 +70,10 @@ def build_step(
 
     @tf.function(jit_compile=xla, autograph=False)
     def compiled(batch: Mapping[str, Any], stop: Any) -> Any:
-        return strategy.run(replica_step, batch, stop)
+        values = strategy.run(replica_step, batch, stop)
+        if average is not None:
+            average.update()
+        return values
 
     def step(batch: Mapping[str, Any], stop: bool) -> dict[str, float]:
         # Patch ids and the like stay outside: strings do not go to a device.
@@ -58,3 +82,39 @@ def build_step(
         return {name: float(value) for name, value in values.items()}
 
     return step
+
+
+def _sum_parts(
+    gradient: Gradient, batch: Mapping[str, Any], parts: int
+) -> tuple[Any, Sequence[Any]]:
+    """Value and gradients summed over equal parts of a batch.
+
+    A loop that runs one part at a time: parts written out one after the other would be independent
+    of each other, and TensorFlow would run them at once.
+    """
+    divided = tf.nest.map_structure(
+        lambda array: tf.reshape(array, (parts, array.shape[0] // parts, *array.shape[1:])), batch
+    )
+
+    def part(number: Any) -> Any:
+        return gradient(tf.nest.map_structure(lambda array: array[number], divided))
+
+    def add(number: Any, value: Any, sums: Sequence[Any]) -> tuple[Any, Any, Sequence[Any]]:
+        more, gradients = part(number)
+        # A weight that takes no part in the loss has no gradient: its sum is None, too.
+        pairs = zip(sums, present(gradients), strict=True)
+        return number + 1, value + more, [total + each for total, each in pairs]
+
+    def present(gradients: Sequence[Any]) -> list[Any]:
+        return [tf.convert_to_tensor(each) for each in gradients if each is not None]
+
+    # The first part stands before the loop: it tells which weights have gradients.
+    value, first = part(0)
+    _, value, sums = tf.while_loop(
+        lambda number, *_: number < parts,
+        add,
+        (tf.constant(1), value, present(first)),
+        parallel_iterations=1,
+    )
+    summed = iter(sums)
+    return value, [None if each is None else next(summed) for each in first]

@@ -14,6 +14,9 @@ EXPECTED = {
     "l1": np.abs(DIFFERENCE).mean(axis=(1, 2, 3)),
     "l2": (DIFFERENCE**2).mean(axis=(1, 2, 3)),
     "charbonnier": (np.sqrt(DIFFERENCE**2 + 1e-6) - 1e-3).mean(axis=(1, 2, 3)),
+    "huber": np.where(
+        np.abs(DIFFERENCE) < 0.01, DIFFERENCE**2 / 2, 0.01 * (np.abs(DIFFERENCE) - 0.005)
+    ).mean(axis=(1, 2, 3)),
 }
 
 

@@ -42,15 +42,23 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     last = model.get_layer("conv_last")
     last.kernel.assign(last.kernel * 0.05)
     model.save(folder / "model.keras")
-    facts = {"data": str(data), "description": "DATA: A SYNTHETIC GRANULE <made up>"}
+    model.save(folder / "best.keras")
+    facts = {
+        "data": str(data),
+        "description": "DATA: A SYNTHETIC GRANULE <made up>",
+        "init": {"path": "/far/dsen2_L1C20M.npz", "digest": "0123456789ab"},
+    }
     (folder / "data.json").write_text(json.dumps(facts))
-    experiment = {"name": "dsen2_tiny", "run": {"global_batch": 8, "epochs": None}, "loss": "l1"}
+    experiment = {"name": "dsen2_tiny", "loss": "l1"}
+    experiment["run"] = {"global_batch": 8, "epochs": None, "ema": 0.99}
     (folder / "experiment.json").write_text(json.dumps(experiment))
     lines = [
         {"step": s, "loss": 1 / s, "learning_rate": 1e-4, "patches_per_second": 9, "seconds": 2 * s}
         for s in range(1, 61)
     ]
-    lines.append({"step": 60, "validation_rmse": 44.0, "seconds": 125.0})
+    lines += [{"step": s, "validation_rmse": 80 - s + s**2 / 60} for s in range(10, 61, 10)]
+    last_line = {"step": 60, "validation_rmse": 44.0, "validation_rmse_bicubic": 90.0}
+    lines.append({**last_line, "seconds": 125.0})
     (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 61, "lo')
     report.build_report(folder, num_patches=3)
     return folder
@@ -97,6 +105,9 @@ def test_says_what_was_done_with_which_data(page: Page, workdir: pathlib.Path) -
         f"{evaluation['patches']} patches of the test split",
         "run.global_batch",
         "2 min 05 s",
+        "Started from the weights of /far/dsen2_L1C20M.npz (SHA-256 0123456789ab...).",
+        "moving average of the weights, decay 0.99",
+        "Lowest validation RMSE 65.00 DN after 30 of 60 steps: best.keras",
         f"{models.load_model(workdir / 'model.keras').count_params():,}",
         report.number(evaluation["methods"]["model"]["rmse"]["mean"]),
         report.number(evaluation["methods"]["bicubic"]["ssim"]["B8A"]),
@@ -108,8 +119,9 @@ def test_says_what_was_done_with_which_data(page: Page, workdir: pathlib.Path) -
 
 def test_needs_nothing_from_elsewhere(page: Page, workdir: pathlib.Path) -> None:
     images = page.all("img")
-    # 3 curves; for each of 3 patches a colour scale and 6 panels.
-    assert len(images) == 3 + 3 * 7
+    # 4 curves; for each of 3 patches a colour scale and 6 panels.
+    assert len(images) == 4 + 3 * 7
+    assert any("lowest 65 after 30" in str(attributes["alt"]) for attributes in images)
     for attributes in images:
         assert (attributes["src"] or "").startswith("data:image/")
         assert attributes["alt"]
@@ -137,7 +149,7 @@ def test_panels_show_the_right_pixels_with_one_stretch(workdir: pathlib.Path, pa
     truth = batch["targets"]["superres_20m"][0][..., chosen].astype(float)
     low, high = np.percentile(truth, 2, axis=(0, 1)), np.percentile(truth, 98, axis=(0, 1))
     lowres = batch["inputs"]["gsd20"][0][..., chosen].repeat(2, axis=0).repeat(2, axis=1)
-    panels = {a["alt"].partition(" of patch")[0]: a for a in page.all("img")[4:10]}
+    panels = {a["alt"].partition(" of patch")[0]: a for a in page.all("img")[5:11]}
     assert list(panels) == [
         "input",
         "bicubic",

@@ -6,6 +6,7 @@ import functools
 import json
 import pathlib
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -222,3 +223,145 @@ def test_unreadable_files_are_named(tmp_path: pathlib.Path) -> None:
     }.items():
         with pytest.raises(DataError, match=rf"{name}: {message}"):
             weights.load_dsen2(small_model(), tmp_path / name)
+
+
+# --- HDF5, saved models, and starting another network from them ---------------------------------
+
+
+def write_hdf5(path: pathlib.Path, arrays: dict[str, np.ndarray], *, whole: bool = False) -> None:
+    """The arrays as Keras 2 wrote a network's weights, alone or in a whole model's file.
+
+    Layers without weights are listed too; kernels are (y, x, input, output).
+    """
+    numbers = sorted(int(key[4:6]) for key in arrays if key.endswith("_bias"))
+    with h5py.File(path, "w") as file:
+        group = file.create_group("model_weights") if whole else file
+        names = ["input_1", "concatenate", *(f"conv2d_{n + 1}" for n in numbers), "add_1"]
+        group.attrs["layer_names"] = [name.encode() for name in names]
+        for name in names:
+            group.create_group(name).attrs["weight_names"] = np.zeros(0, "S1")
+        for number in numbers:
+            name = f"conv2d_{number + 1}"
+            kernel = np.transpose(arrays[f"conv{number:02d}_kernel_OIHW"], (2, 3, 1, 0))
+            weights = {
+                f"{name}/kernel:0": kernel,
+                f"{name}/bias:0": arrays[f"conv{number:02d}_bias"],
+            }
+            group[name].attrs["weight_names"] = [key.encode() for key in weights]
+            for key, value in weights.items():
+                group[name][key] = value
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_hdf5_of_keras_2_is_as_npz(tmp_path: pathlib.Path, whole: bool) -> None:
+    arrays = made_up(layers=14)  # conv2d_10 comes after conv2d_9, not after conv2d_1
+    np.savez(tmp_path / "w.npz", **arrays)
+    write_hdf5(tmp_path / "w.hdf5", arrays, whole=whole)
+    found, expected = small_model(blocks=6), small_model(blocks=6)
+    assert weights.initialise(found, tmp_path / "w.hdf5") == f"DSen2's, {tmp_path / 'w.hdf5'}"
+    weights.initialise(expected, tmp_path / "w.npz")
+    for a, b in zip(found.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.shared_data
+def test_another_networks_hdf5_is_refused(shared_data: pathlib.Path) -> None:
+    """A real file of Keras 2.4: an autoencoder with transposed convolutions."""
+    path = shared_data / "weights" / "l1c_aesr_20m_s2_038_lr_1e-04.hdf5"
+    with pytest.raises(DataError, match=f"{path}: layer . with weights is conv2d_transpose"):
+        weights.initialise(models.build("dsen2"), path)
+
+
+def reflectance(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    sizes = {"gsd10": (2, 16, 16, 4), "gsd20": (2, 8, 8, 6)}
+    return {key: rng.gamma(4, 0.05, size).astype("float32") for key, size in sizes.items()}
+
+
+ABLATED = {"filters": 4, "blocks": 2, "mean_shift": False, "fusion_activation": "relu"}
+
+
+@pytest.mark.parametrize("kind", ["npz", "hdf5", "keras"])
+def test_s2x_starts_as_dsen2(tmp_path: pathlib.Path, kind: str) -> None:
+    """gamma is 0: attention takes no part; mean-shift and activation are set as in DSen2."""
+    arrays, path = made_up(), tmp_path / f"w.{kind}"
+    np.savez(tmp_path / "w.npz", **arrays)
+    dsen2, s2x = small_model(), models.build("s2x", **ABLATED)
+    weights.initialise(dsen2, tmp_path / "w.npz")
+    if kind == "hdf5":
+        write_hdf5(path, arrays)
+    elif kind == "keras":
+        dsen2.save(path)
+    attention = s2x.get_layer("attention").get_weights()
+    told = weights.initialise(s2x, path)
+    assert "WARNING" not in told
+    given = reflectance()
+    found, expected = (np.asarray(m(given)["superres_20m"]) for m in (s2x, dsen2))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    for a, b in zip(s2x.get_layer("attention").get_weights(), attention, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_no_bias_makes_up_for_the_mean_shift(tmp_path: pathlib.Path) -> None:
+    """What the shift takes from the first convolution differs from patch to patch."""
+    np.savez(tmp_path / "w.npz", **made_up())
+    s2x = models.build("s2x", **{**ABLATED, "mean_shift": True})
+    told = weights.initialise(s2x, tmp_path / "w.npz")
+    assert "WARNING: mean_shift is True here, False there: the first output is not" in told
+    plain = models.build("s2x", filters=4, blocks=2)
+    assert "first activation is linear here, relu there" in weights.initialise(
+        plain, tmp_path / "w.npz"
+    )
+    kernel = made_up()["conv00_kernel_OIHW"].sum(axis=(2, 3))  # (output, input)
+    means = [
+        np.concatenate([v.mean(axis=(1, 2)) for v in reflectance(s).values()], -1) for s in (0, 1)
+    ]
+    lost = [mean @ kernel.T / 0.2 for mean in means]  # (patch, output), inside the patch
+    assert np.abs(lost[0] - lost[1]).max() > 0.1
+
+
+def test_a_saved_model_starts_the_same_one(tmp_path: pathlib.Path) -> None:
+    source = models.build("s2x", filters=4, blocks=2)
+    source.get_layer("attention").gamma.assign(0.3)
+    source.save(tmp_path / "w.keras")
+    model = models.build("s2x", filters=4, blocks=2, dtype="mixed_bfloat16")
+    assert weights.initialise(model, tmp_path / "w.keras") == f"s2x's, {tmp_path / 'w.keras'}"
+    for a, b in zip(model.get_weights(), source.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"filters": 8}, r"layer 'conv_first' is \[\(3, 3, 10, 4\), \(4,\)\], that of the model"),
+        ({"blocks": 3}, "only the model has block3_conv1"),
+        ({"attention": False}, "only the file has attention"),
+        ({"task": "superres_60m"}, "its task is superres_20m, the model has superres_60m"),
+    ],
+)
+def test_saved_models_that_do_not_fit(
+    tmp_path: pathlib.Path, options: dict[str, object], message: str
+) -> None:
+    path = tmp_path / "w.keras"
+    models.build("s2x", filters=4, blocks=2).save(path)
+    model = models.build("s2x", **{"filters": 4, "blocks": 2, **options})
+    before = model.get_weights()
+    with pytest.raises(DataError, match=f"{path}: .*{message}"):
+        weights.initialise(model, path)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_files_of_no_known_kind(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "text").write_text("weights")
+    (tmp_path / "cut.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n nothing")
+    with h5py.File(tmp_path / "other.hdf5", "w") as file:
+        file["numbers"] = np.zeros(3)
+    for name, message in {
+        "missing": "no such file of weights",
+        "text": "weights of an unknown kind",
+        "cut.hdf5": "not a readable HDF5 file",
+        "other.hdf5": "not a readable HDF5 file",
+    }.items():
+        with pytest.raises(DataError, match=rf"{name}: {message}"):
+            weights.initialise(small_model(), tmp_path / name)

@@ -12,13 +12,18 @@ import numpy as np
 
 from kerass2 import models
 from kerass2.models.layers import SyncBatchNormalization
+from kerass2.optimizers import Nadam
 
 STEPS = 10
 GLOBAL_BATCH = 12  # shared evenly by 2 and by 3 ranks
 MODELS = ("s2x", "dsen2", "batch_norm", "batch_norm_synchronised")
 OPTIMIZERS = ("adam", "sgd")
 CLIPS = (None, 0.05)
-CASES = tuple(itertools.product(MODELS, OPTIMIZERS, CLIPS))
+CASES = (
+    *itertools.product(MODELS, OPTIMIZERS, CLIPS),
+    ("s2x", "nadam", None),
+    ("dsen2", "nadam", 0.05),
+)
 # Trained once more with the sum taken out.
 BROKEN = (
     ("dsen2", "sgd", None),
@@ -61,9 +66,11 @@ def build_model(name: str, *, reference: bool = False) -> keras.Model:
 
 
 def build_optimizer(name: str, clip: float | None) -> keras.optimizers.Optimizer:
-    """Adam or SGD with Nesterov momentum; clip is the largest norm of the summed gradient."""
+    """Adam, our Nadam or SGD; clip is the largest norm of the summed gradient."""
     if name == "adam":
         return keras.optimizers.Adam(1e-3, global_clipnorm=clip)
+    if name == "nadam":
+        return Nadam(1e-3, global_clipnorm=clip)
     return keras.optimizers.SGD(1e-2, momentum=0.9, nesterov=True, global_clipnorm=clip)
 
 

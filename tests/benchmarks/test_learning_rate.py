@@ -1,0 +1,83 @@
+"""`python -m benchmarks learning_rate` at a tiny size, and how it judges a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import learning_rate
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = """--experiment dsen2_20m_compact --set model.options.filters=8 --set model.options.blocks=1
+    --set run.precision=float32 --data synthetic --batches 4,8 --patches 32"""
+
+
+def run(tmp_path, *more):
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", "learning_rate", *TINY.split(), *more],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def test_the_command_writes_every_run_and_a_figure(tmp_path):
+    path = tmp_path / "results" / "rules.jsonl"
+    result = run(tmp_path, "-o", str(path))
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["rule"], line["batch"], line["steps"]) for line in lines] == [
+        (rule, batch, 32 // batch) for rule in learning_rate.RULES for batch in (4, 8)
+    ]
+    for line in lines:
+        assert line["where"]["software"]["keras"]
+        assert line["validation_rmse"] > 0
+        assert len(line["losses"]) == line["steps"]
+        assert f"{line['rule']}, batch {line['batch']}: " in result.stdout
+    assert path.with_suffix(".svg").read_text().count("<svg") == 1
+
+
+def losses(*values: float) -> list[dict[str, float]]:
+    return [{"step": i, "loss": value} for i, value in enumerate(values, 1)]
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "exploded"),
+    [
+        ((2.0, 1.0), "", False),
+        ((2.0, 9.0, 1.0), "", False),
+        ((2.0, 9.0, 3.0), "", True),
+        ((2.0, 1.0), "error: the loss is nan at step 3; ...", True),
+        ((), "error: the loss is nan at step 1; ...", True),
+    ],
+)
+def test_what_counts_as_exploded(values, error, exploded):
+    found = learning_rate.summarise([*losses(*values), {"validation_rmse": 3.0}], error)
+    assert found["exploded"] is exploded
+    assert (found["validation_rmse"] is None) == bool(error)
+    assert found["peak_loss"] == max(values, default=None)
+
+
+def test_a_figure_with_exploded_runs(tmp_path):
+    sound = learning_rate.summarise([*losses(2.0, 1.0), {"validation_rmse": 3.0}], "")
+    bad = learning_rate.summarise(losses(2.0, 1e9), "error: the loss is inf at step 3; ...")
+    lines = [
+        {"rule": rule, "batch": batch, **(bad if rule == "linear" else sound)}
+        for rule in learning_rate.RULES
+        for batch in (4, 8)
+    ]
+    learning_rate.draw(lines, tmp_path / "figure.svg")
+    assert (tmp_path / "figure.svg").stat().st_size > 1000
+
+
+def test_wrong_sizes_are_refused(tmp_path):
+    result = run(tmp_path, "--batches", "4,many")
+    assert result.returncode == 2
+    assert "whole numbers are needed" in result.stderr
