@@ -358,7 +358,7 @@ def test_in_chromium(browser: Any, workdir: pathlib.Path) -> None:
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         browser.get((workdir / "report.html").as_uri())
         widths = browser.execute_script("return [...document.images].map(i => i.naturalWidth)")
-        assert len(widths) == 24
+        assert len(widths) == 25
         assert min(widths) > 0
         assert browser.title.startswith("dsen2_tiny")
         # Nothing sticks out: a phone would show the page too small or cut off.
