@@ -17,8 +17,8 @@ COMMANDS = {
     "prepare": "Cut scenes into aligned patches under Wald's protocol.",
     "data": "Look at data sets, check them, copy them to another format.",
     "fit": "Train a model on one process or on many ranks.",
-    "evaluate": "Score a model beside bicubic interpolation.",
-    "predict": "Sharpen a granule and write a GeoTIFF.",
+    "evaluate": "Score models beside interpolation, as the paper's tables do.",
+    "predict": "Sharpen granules to 10 m: COG, GeoTIFF or Zarr.",
     "report": "Write one HTML page about a training run.",
 }
 
