@@ -1,10 +1,11 @@
 """`python -m benchmarks pipeline`: how fast products become patches, and patches batches.
 
-  cutting   a tile in memory to patches under Wald's protocol, against the direct way
-  reading   shuffled training batches from every format, against a memory map in the same tf.data
-            graph, and against one GeoTIFF a band and patch
-  prepare   two whole JP2 products, by 2 processes against 1, with the memory of all processes
-  memory    the peak of writing and reading each format, with 10 times the patches against once
+  cutting     a tile in memory to patches under Wald's protocol, against the direct way
+  reading     shuffled training batches from every format, against a memory map in the same tf.data
+              graph, and against one GeoTIFF a band and patch
+  sequential  an HDF5 data set from first to last, by our reader against tensorflow-io
+  prepare     two whole JP2 products, by 2 processes against 1, with the memory of all processes
+  memory      the peak of writing and reading each format, with 10 times the patches against once
 
 Ratios are of measurements that take turns in one run. Reading and memory run in processes of their
 own (pipeline_rank.py).
@@ -28,7 +29,7 @@ import numpy as np
 from benchmarks import record
 from data_pipelines import store
 
-PARTS = ("cutting", "reading", "prepare", "memory")
+PARTS = ("cutting", "reading", "sequential", "prepare", "memory")
 # Sources that "reading" compares; the last is what people have.
 READERS = ("memory map", *store.FORMATS, "cube", "geotiff")
 
@@ -104,6 +105,8 @@ def main(
                 _measure_reading(
                     root, size, {"batch": batch, "rounds": rounds, "seconds": seconds}, output
                 )
+            elif part == "sequential":
+                _measure_sequential(root, size, batch, rounds, output)
             elif part == "prepare":
                 _measure_prepare(root, tile, output)
             else:
@@ -240,6 +243,42 @@ def _sum_of_ranks(request: dict[str, Any], ranks: int) -> dict[str, list[float]]
     return {
         name: [sum(v) for v in zip(*(f[name] for f in found), strict=True)] for name in found[0]
     }
+
+
+# --- sequential ---------------------------------------------------------------------------------
+
+
+def _measure_sequential(
+    root: pathlib.Path, size: int, batch: int, rounds: int, output: pathlib.Path
+) -> None:
+    """One pass over an HDF5 data set in storage order: store.open_source against tensorflow-io.
+
+    Both check everything: ours each record, tensorflow-io's way each file before it begins.
+    """
+    from benchmarks import pipeline_data
+    from data_pipelines import hdf5_io
+
+    folder = pipeline_data.make(root / f"patches-{size}", "patches", size, ["hdf5"])["sources"]
+    source = store.open_source(folder["hdf5"], "train")
+
+    def ours() -> None:
+        for start in range(0, len(source), batch):
+            source.read(np.arange(start, min(start + batch, len(source))))
+
+    def theirs() -> None:
+        for _ in hdf5_io.build_dataset(folder["hdf5"], "train", batch):
+            pass
+
+    seconds: dict[str, list[float]] = {"ours": [], "tensorflow-io": []}
+    for _ in range(rounds):
+        for name, read in (("tensorflow-io", theirs), ("ours", ours)):
+            begin = time.perf_counter()
+            read()
+            seconds[name].append(time.perf_counter() - begin)
+    what = {"task": "patches", "patches": len(source), "batch": batch}
+    _report(
+        output, "HDF5 in order over tensorflow-io", seconds["tensorflow-io"], seconds["ours"], what
+    )
 
 
 # --- prepare -------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def test_the_command_writes_every_part(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     by_part = {what: [line for line in lines if line["what"] == what] for what in
                dict.fromkeys(line["what"] for line in lines)}  # fmt: skip
-    cutting, reading, prepare, memory = by_part.values()
+    cutting, reading, sequential, prepare, memory = by_part.values()
     assert cutting[0]["what"] == "cutting over the direct way"
     assert cutting[0]["difference_dn"] <= 1
     assert cutting[0]["patches"] > 100
@@ -51,7 +51,7 @@ def test_the_command_writes_every_part(tmp_path):
     assert {(line["format"], line["kind"]) for line in memory} == {
         (name, kind) for name in store.FORMATS for kind in ("write", "read")
     }
-    for line in cutting + prepare + memory:
+    for line in cutting + sequential + prepare + memory:
         assert line["ratio"]["median"] > 0
 
 

@@ -155,6 +155,12 @@ def test_a_large_cog_has_overviews_of_means(tmp_path: pathlib.Path) -> None:
     assert not half[:50].any()
 
 
+def test_the_cog_is_valid_by_rio_cogeo(whole: pathlib.Path) -> None:
+    from rio_cogeo import cog_validate
+
+    assert cog_validate(whole, strict=True) == (True, [], [])
+
+
 def test_cog_layout_in_bytes(whole: pathlib.Path) -> None:
     """What validators look at: the directory of the full image comes first, pixels after it."""
     data = whole.read_bytes()
