@@ -7,6 +7,7 @@ takes as long as to fill it; and TensorFlow copies an array that does not begin 
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 import mmap
 import weakref
@@ -61,6 +62,8 @@ def _take(size: int) -> mmap.mmap:
 def _give_back(block: mmap.mmap) -> None:
     """Keep a block, and let the oldest ones go where too many wait."""
     _free.append(block)
-    waiting = sum(len(each) for each in tuple(_free))
-    while waiting > MAX_FREE_BYTES and _free:
-        waiting -= len(_free.popleft())
+    # Another thread may take one meanwhile.
+    with contextlib.suppress(IndexError, RuntimeError):
+        waiting = sum(len(each) for each in tuple(_free))
+        while waiting > MAX_FREE_BYTES:
+            waiting -= len(_free.popleft())

@@ -79,7 +79,7 @@ def from_geojson(
     """
     try:
         points = list(_positions(json.loads(path.read_bytes())))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: not readable as GeoJSON: {error!r}") from error
     if not points:
         raise DataError(f"{path}: GeoJSON without coordinates")
@@ -99,18 +99,28 @@ def _positions(value: Any) -> Iterator[tuple[float, float]]:
         for geometry in value["geometries"]:
             yield from _positions(geometry)
     else:
-        yield from _flat(value["coordinates"])
+        edges = kind not in ("Point", "MultiPoint")
+        yield from _flat(value["coordinates"], edges)
 
 
-def _flat(values: Any) -> Iterator[tuple[float, float]]:
+def _flat(values: Any, edges: bool) -> Iterator[tuple[float, float]]:
+    """Positions, and points of the straight lines of longitude and latitude between them."""
     if values and isinstance(values[0], int | float):
         lon, lat = float(values[0]), float(values[1])
         if not (-180 <= lon <= 180 and -90 <= lat <= 90):
             raise ValueError(f"position {lon:g},{lat:g}: expected longitude, latitude [degree]")
         yield lon, lat
         return
+    last: list[tuple[float, float]] = []
     for inner in values:
-        yield from _flat(inner)
+        found = list(_flat(inner, edges))
+        if edges and last and isinstance(inner[0], int | float):
+            (west, south), (east, north) = last[0], found[0]
+            for k in range(1, DENSITY - 1):
+                t = k / (DENSITY - 1)
+                yield west + t * (east - west), south + t * (north - south)
+        yield from found
+        last = found
 
 
 def place_of(transform: Sequence[float], x: float, y: float) -> tuple[float, float]:

@@ -141,6 +141,8 @@ def build_network(
 def build_bicubic(task: str) -> Network:
     """Bicubic interpolation (OpenCV's) of the bands that a task sharpens, as a network.
 
+    At the granule's edge pixels are mirrored, as for all networks; OpenCV repeats the last one.
+
     Args:
         task: "superres_20m" or "superres_60m".
     """

@@ -18,9 +18,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
 
-from data_pipelines import files, journal, partial, raster_formats
+from data_pipelines import descriptor, files, journal, partial, raster_formats
 from data_pipelines.raw_raster import RawRaster
 from data_pipelines.spec import DataError
 from data_pipelines.windows import Window
@@ -61,6 +62,10 @@ class Target:
         """Everything that is written."""
         more = [(self.stac, self.item), (self.preview, self.picture)]
         return [self.path, *(path for wanted, path in more if wanted)]
+
+    def is_done(self) -> bool:
+        """Whether all of it is there."""
+        return all(path.exists() for path in self.paths)
 
     def check(self, *, overwrite: bool) -> None:
         """Refuse an output that exists or cannot be made, before any work is done for it.
@@ -120,10 +125,15 @@ def write_output(
         with together(strategy, f"rank 0 could not begin {target.path}"):
             if strategy.is_chief:
                 target.check(overwrite=overwrite)
+                if target.stac and raw.description.crs is None:
+                    raise DataError(f"{plan.granule.name}: has no CRS, which a STAC item needs")
                 stack.enter_context(_working_folder(folder, identity, resume))
                 raw.create()
-        numbers = _missing(folder, len(regions))
-        strategy.sum(np.zeros(1))  # before a rank adds to what another one looks for
+        # By rank 0's view of the journal: a network file system may show another one elsewhere.
+        wanted = np.zeros(len(regions))
+        if strategy.is_chief:
+            wanted[_missing(folder, len(regions))] = 1
+        numbers = np.flatnonzero(strategy.sum(wanted)).tolist()
         if advance is not None:
             advance(len(regions) - len(numbers))
         mine = share(numbers, strategy.rank, strategy.world_size)
@@ -169,7 +179,10 @@ def _working_folder(
         try:
             yield
         except BaseException:
-            if not journal.num_entries(folder):
+            if journal.num_entries(folder):
+                kept = f"kept: {folder}; the same command with --resume goes on there"
+                click.echo(kept, err=True)
+            else:
                 partial.remove_folder(folder)
             raise
         partial.remove_folder(folder)
@@ -219,12 +232,18 @@ def _complete(
     plan: Plan, raw: RawRaster, folder: pathlib.Path, target: Target, overwrite: bool
 ) -> None:
     """Make the output, what stands beside it, and give them their names."""
+    if left := _missing(folder, len(plan.regions)):
+        raise DataError(f"{target.path}: {len(left)} windows are not noted as done; --resume them")
     made = {path: folder / f"output{path.suffix}" for path in target.paths}
     raster_formats.write_as(raw, target.kind, made[target.path])
     if target.preview:
         from kerass2 import preview
 
-        preview.write(made[target.picture], plan, raw.vrt)
+        try:
+            preview.write(made[target.picture], plan, raw.vrt)
+        except OSError as error:
+            why = error.strerror or error
+            raise DataError(f"{target.picture}: cannot be written: {why}") from error
     if target.stac:
         from data_pipelines import stac_item
 
@@ -240,6 +259,14 @@ def _complete(
     target.check(overwrite=overwrite)  # again: it may have come while we computed
     for path, temporary in made.items():
         try:
+            _sync(temporary)
             files.take_place(temporary, path)
         except OSError as error:
             raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Return when a file, or each file of a folder, is on disk: what it was made of goes next."""
+    for file in (path, *path.rglob("*")):
+        if file.is_file():
+            descriptor.sync(file)

@@ -173,6 +173,9 @@ def main(
     job = predict_job.check(arguments, **options)
     here = ranks.start(strategy, workers)
     failed = []
+    if here.is_chief:
+        for message in job.messages:
+            click.echo(message, err=True)
     with _bar(here.is_chief) as bar:
         run = job.open()
         for number, source in enumerate(job.sources):

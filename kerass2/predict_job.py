@@ -104,9 +104,23 @@ def check(arguments: Sequence[pathlib.Path], **options: Any) -> Job:
     paths = tuple(path for path, _ in resolved)
     messages = tuple(dict.fromkeys(message for _, message in resolved if message))
     targets = _find_targets(paths, options)
+    _keep_inputs(targets, (*paths, *models))
+    if options["resume"] and len(targets) > 1:
+        left = [n for n, target in enumerate(targets) if not target.is_done()]
+        messages += tuple(f"{t.path}: already there" for t in targets if t.is_done())
+        paths, targets = tuple(paths[n] for n in left), tuple(targets[n] for n in left)
     for target in targets:
         target.check(overwrite=options["overwrite"])
     return Job(models, tasks, paths, messages, targets, {**options, "bands": wanted})
+
+
+def _keep_inputs(targets: Sequence[Target], given: Sequence[pathlib.Path]) -> None:
+    """Refuse an output that is an input, whatever --overwrite says: a STAC item is a .json too."""
+    there = {path.resolve() for path in given}
+    for target in targets:
+        for path in target.paths:
+            if path.resolve() in there:
+                raise DataError(f"{path}: is an input; expected another name for the output")
 
 
 def _dashed(name: str) -> str:
@@ -193,28 +207,16 @@ def _run(job: Job, networks: list[Network], number: int, strategy: Strategy, beg
         "core": plan.core,
         partial.STAMPS: {str(source): partial.stamp(str(source))},
     }
-    if number == 0 and strategy.is_chief:
-        for message in job.messages:
-            click.echo(message, err=True)
     advance: Advance = begin(plan.granule.name, len(plan.regions))
-    try:
-        seconds = outputs.write_output(
-            plan,
-            target,
-            strategy,
-            identity=identity,
-            overwrite=options["overwrite"],
-            resume=options["resume"],
-            advance=advance,
-        )
-    except BaseException:
-        if strategy.is_chief and partial.path_of(target.path).is_dir():
-            click.echo(
-                f"kept: {partial.path_of(target.path)}; the same command with --resume goes on "
-                "there",
-                err=True,
-            )
-        raise
+    seconds = outputs.write_output(
+        plan,
+        target,
+        strategy,
+        identity=identity,
+        overwrite=options["overwrite"],
+        resume=options["resume"],
+        advance=advance,
+    )
     size = f"{plan.roi.height} x {plan.roi.width} px of 10 m"
     spent = f"{seconds[0]:.1f} s for windows, {seconds[1]:.1f} s for the output"
     spent += sharpen.describe_work(plan)

@@ -87,14 +87,14 @@ def build_plan(
         DataError: a band that nothing gives, a granule that a network cannot take, or an ROI that
             is smaller than what the networks see around a pixel.
     """
-    for network in networks:
-        check_granule(network, granule)
     given = [band for network in networks for band in network.bands]
     twice = sorted({band for band in given if given.count(band) > 1})
     if twice:
         raise DataError(f"two models give {','.join(twice)}; expected one for each band")
     wanted = choose_bands(given, bands)
     used = tuple(n for n in networks if set(n.bands) & set(wanted))
+    for network in used:
+        check_granule(network, granule)
     plain = [band for band in wanted if band not in given]
     if plain and not _has(granule, "gsd10", plain):
         raise DataError(f"{granule.name}: has no band {','.join(plain)}")

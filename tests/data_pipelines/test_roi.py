@@ -73,6 +73,7 @@ def test_reaching_beyond_is_cut_with_a_warning(tmp_path: pathlib.Path) -> None:
         ({"type": "FeatureCollection", "features": []}, "without coordinates"),
         ({"type": "Feature", "geometry": None}, "without coordinates"),
         ([1, 2], "not readable as GeoJSON"),
+        ({"type": "Point", "coordinates": [5]}, "not readable as GeoJSON: IndexError"),
         ({"type": "Point", "coordinates": [100.0, 10.0]}, "the ROI lies outside"),
     ],
 )
@@ -81,6 +82,20 @@ def test_what_is_no_region(values: object, message: str, tmp_path: pathlib.Path)
     path.write_text(values if isinstance(values, str) else json.dumps(values))
     with pytest.raises(DataError, match=message):
         roi.from_geojson("g", path, SHAPE, CRS, TRANSFORM)
+
+
+def test_edges_are_straight_in_degrees(tmp_path: pathlib.Path) -> None:
+    """RFC 7946; on a grid in UTM they bend: a box and the polygon around it are the same region."""
+    shape, transform = (10980, 10980), (10.0, 0.0, 399960.0, 0.0, -10.0, 5800020.0)
+    west, south, east, north = 7.6, 51.6, 9.0, 52.2
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    polygon = roi.from_geojson("g", path, shape, CRS, transform)
+    assert polygon == roi.from_lonlat("g", (west, south, east, north), shape, CRS, transform)
+    path.write_text(json.dumps({"type": "MultiPoint", "coordinates": ring}))
+    corners = roi.from_geojson("g", path, shape, CRS, transform)
+    assert polygon.height > corners.height + 10
 
 
 def test_a_granule_without_a_place() -> None:

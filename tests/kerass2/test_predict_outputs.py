@@ -20,7 +20,7 @@ import rasterio.warp
 import rioxarray  # noqa: F401 - the accessor .rio
 import xarray
 
-from data_pipelines import raw_raster, sentinel2, stac, synthetic, synthetic_product
+from data_pipelines import geotiff, raw_raster, sentinel2, stac, synthetic, synthetic_product
 from data_pipelines.spec import DataError
 from kerass2 import cli, models, outputs, predict, resampling, sharpen
 
@@ -363,6 +363,47 @@ def test_several_inputs_into_a_folder(
     assert "S2A_MSIL2A_broken.SAFE" in err.rstrip().splitlines()[-1]
     code, _, err = run(files["m20"], files["product"], broken, "-o", tmp_path / "o.tif")
     assert "2 inputs; expected the name of a folder" in err
+
+
+def test_several_inputs_resume_at_the_one_that_is_missing(
+    run: Run, files: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    product = files["product"]
+    other = tmp_path / f"other{product.suffix}"
+    other.symlink_to(product)
+    command = ("--bicubic", product, other, "-o", tmp_path / "out")
+    code, _, err = run(*command)
+    assert code == 0, err
+    first, second = (tmp_path / "out" / f"{path.stem}.tif" for path in (product, other))
+    second.unlink()
+    before = first.stat().st_mtime_ns
+    code, out, err = run(*command, "--resume")
+    assert code == 0, err
+    assert f"{first}: already there" in err
+    assert str(second) in out
+    assert second.exists()
+    assert first.stat().st_mtime_ns == before
+
+
+def test_an_input_is_never_replaced(run: Run, tmp_path: pathlib.Path) -> None:
+    """The item beside the output would have the name of the STAC item that is the input."""
+    item = tmp_path / "scene.json"
+    item.write_text("{}")
+    code, _, err = run("--bicubic", item, "-o", tmp_path / "scene.tif", "--stac", "--overwrite")
+    assert code != 0
+    assert "scene.json: is an input" in err
+    assert item.read_text() == "{}"
+
+
+def test_a_stac_item_without_a_crs_is_refused_before_any_work(
+    run: Run, tmp_path: pathlib.Path
+) -> None:
+    pixels = synthetic.build_cubes(SIZE, seed=4)
+    geotiff.write_folder(tmp_path / "granule", pixels, crs=None, corner=CORNER, synthetic=True)
+    code, _, err = run("--bicubic", tmp_path / "granule", "-o", tmp_path / "out.tif", "--stac")
+    assert code != 0
+    assert "has no CRS, which a STAC item needs" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["granule"]
 
 
 def test_an_interrupted_run_resumes_at_its_windows(
