@@ -363,7 +363,7 @@ def test_in_chromium(browser: Any, workdir: pathlib.Path) -> None:
         assert browser.title.startswith("dsen2_tiny")
         # Nothing sticks out: a phone would show the page too small or cut off.
         assert browser.execute_script("return document.documentElement.scrollWidth") == width
-        shown = browser.execute_script("return document.images[4].getBoundingClientRect().width")
+        shown = browser.execute_script("return document.images[5].getBoundingClientRect().width")
         assert shown > 100
         loaded = browser.execute_script(
             "return performance.getEntriesByType('resource').map(r => r.name)"
