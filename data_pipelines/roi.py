@@ -15,6 +15,8 @@ from data_pipelines.windows import Window
 LONLAT = "EPSG:4326"
 # Points along each edge of a box of longitudes and latitudes, whose edges are curves in a CRS.
 DENSITY = 21
+# What of a pixel a region may touch without taking it in [px]: 10 cm.
+TOLERANCE = 0.01
 
 
 def from_pixels(name: str, box: Sequence[int], shape: tuple[int, int]) -> Window:
@@ -149,9 +151,9 @@ def _around(
     places = [place_of(inverse, *point) for point in zip(xs, ys, strict=True)]
     if not all(math.isfinite(value) for place in places for value in place):
         raise DataError(f"{name}: the ROI has no place in {crs}")
-    # A corner that is meant to lie on a pixel's edge is off by rounding.
-    x0, y0 = (math.floor(min(values) + 1e-6) for values in zip(*places, strict=True))
-    x1, y1 = (math.ceil(max(values) - 1e-6) for values in zip(*places, strict=True))
+    # A line that is meant to lie on the pixels' edge is off by rounding, and bends a little.
+    x0, y0 = (math.floor(min(values) + TOLERANCE) for values in zip(*places, strict=True))
+    x1, y1 = (math.ceil(max(values) - TOLERANCE) for values in zip(*places, strict=True))
     wanted = Window(y0, x0, max(y1 - y0, 1), max(x1 - x0, 1))
     found = wanted.clipped(*shape)
     if not found.height or not found.width:

@@ -86,8 +86,8 @@ def test_what_is_no_region(values: object, message: str, tmp_path: pathlib.Path)
 
 def test_edges_are_straight_in_degrees(tmp_path: pathlib.Path) -> None:
     """RFC 7946; on a grid in UTM they bend: a box and the polygon around it are the same region."""
-    shape, transform = (10980, 10980), (10.0, 0.0, 399960.0, 0.0, -10.0, 5800020.0)
-    west, south, east, north = 7.6, 51.6, 9.0, 52.2
+    shape, transform = (10980, 20000), (10.0, 0.0, 399960.0, 0.0, -10.0, 5800020.0)
+    west, south, east, north = 8.3, 51.6, 9.7, 52.2  # 9 degrees east is the middle of the zone
     ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
     path = tmp_path / "a.geojson"
     path.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
