@@ -9,7 +9,7 @@ from kerass2.config import DataConfig, Experiment, ModelConfig, OptimizerConfig,
 
 EXPERIMENT = Experiment(
     name="dsen2_60m",
-    model=ModelConfig("dsen2", {"filters": 128, "blocks": 6}),
+    model=ModelConfig("dsen2", {"task": "superres_60m", "filters": 128, "blocks": 6}),
     data=DataConfig("superres_60m"),
     optimizer=OptimizerConfig("adam", 1e-4, "modified_linear", 32),
     run=RunConfig(global_batch=32, epochs=100, precision="auto"),

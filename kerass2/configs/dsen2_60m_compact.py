@@ -9,7 +9,7 @@ from kerass2.config import DataConfig, Experiment, ModelConfig, OptimizerConfig,
 
 EXPERIMENT = Experiment(
     name="dsen2_60m_compact",
-    model=ModelConfig("dsen2", {"filters": 48, "blocks": 6}),
+    model=ModelConfig("dsen2", {"task": "superres_60m", "filters": 48, "blocks": 6}),
     data=DataConfig("superres_60m"),
     optimizer=OptimizerConfig("adam", 1e-3, "cosine", 16),
     run=RunConfig(global_batch=16, steps=300, precision="auto"),

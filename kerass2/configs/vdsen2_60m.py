@@ -9,7 +9,7 @@ from kerass2.config import DataConfig, Experiment, ModelConfig, OptimizerConfig,
 
 EXPERIMENT = Experiment(
     name="vdsen2_60m",
-    model=ModelConfig("vdsen2", {"filters": 256, "blocks": 32}),
+    model=ModelConfig("vdsen2", {"task": "superres_60m", "filters": 256, "blocks": 32}),
     data=DataConfig("superres_60m"),
     optimizer=OptimizerConfig("adam", 1e-4, "modified_linear", 32),
     run=RunConfig(global_batch=32, epochs=100, precision="auto"),

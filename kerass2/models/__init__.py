@@ -54,7 +54,7 @@ def build(name: str, **options: Any) -> keras.Model:
 
 
 def _check_option(name: str, key: str, value: Any, default: Any) -> None:
-    """An option has the type of its default; a count is at least 1, or 0 where that is the default."""
+    """An option has the type of its default; a count is at least 1, or 0 if that is the default."""
     if type(value) is not type(default):
         raise ConfigError(
             f"model {name!r}: {key} = {value!r} is {type(value).__name__}, "
@@ -102,9 +102,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
     """
     from kerass2.models.layers import MeanShift, ScaleReflectance, SelfAttention
 
-    edges = {
-        layer.block for layer in model.layers if isinstance(layer, MeanShift | SelfAttention)
-    }
+    edges = {layer.block for layer in model.layers if isinstance(layer, MeanShift | SelfAttention)}
     layers = [layer for layer in model.layers if isinstance(layer, ScaleReflectance)]
     layers.sort(
         key=lambda layer: layer.gsd
@@ -127,8 +125,14 @@ def describe(model: keras.Model) -> dict[str, Any]:
         "gsd": {key: layer.gsd for key, layer in inputs.items()},
         "scale": round(source.gsd / target.gsd),
         "reflectance_scale": target.scale,
-        "block": math.lcm(*edges) if edges and None not in edges else None,
+        "block": _common_block(edges),
     }
+
+
+def _common_block(edges: set[int | None]) -> int | None:
+    """The lattice that all layers' blocks share; None where one takes the whole input as a block."""
+    known = [edge for edge in edges if edge is not None]
+    return math.lcm(*known) if known and len(known) == len(edges) else None
 
 
 def check_fits(model: keras.Model, spec: DatasetSpec, where: str) -> None:

@@ -31,10 +31,11 @@ def count_named(name: str, patch: int | None = None) -> dict[str, Any]:
     from kerass2.models import cost
 
     if name in models.MODELS:
-        chosen, options = name, {}
+        chosen, options = name, dict[str, Any]()
     elif name in config.names():
-        settings = config.load(name).model
-        chosen, options = settings.name, settings.options
+        experiment = config.load(name)
+        chosen = experiment.model.name
+        options = experiment.model.options
     else:
         there = ", ".join([*models.MODELS, *config.names()])
         raise config.ConfigError(f"no model and no experiment {name!r}; there are: {there}")

@@ -149,9 +149,7 @@ def subtract_means(x: Any, grid: BlockGrid) -> Any:
     # One axis after the other: backends reduce neighbouring axes fast, others by a transposed copy.
     lines = ops.sum(ops.reshape(padded, (-1, grid.block_width, channels)), axis=1)
     lines = ops.reshape(lines, (n * grid.rows, grid.block_height, -1))
-    sums = ops.reshape(
-        ops.sum(lines, axis=1), (n, grid.rows, 1, grid.columns, 1, channels)
-    )
+    sums = ops.reshape(ops.sum(lines, axis=1), (n, grid.rows, 1, grid.columns, 1, channels))
     heights = _sizes(grid.rows, grid.block_height, grid.height)
     widths = _sizes(grid.columns, grid.block_width, grid.width)
     counts = ops.reshape(heights, (-1, 1, 1, 1, 1)) * ops.reshape(widths, (-1, 1, 1))

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 class Cost:
     """Operations of the forward pass: two for each multiplication with its sum.
 
-    Convolutions and matrix products are counted. Sums, activations, means, softmax and interpolation
-    are not: less than 2 % of the operations of a network with 128 filters. A training step takes
-    three times as many.
+    Convolutions and matrix products are counted; sums, activations, means, softmax and
+    interpolation are not: less than 2 % of a network with 128 filters. A training step takes three
+    times as many.
     """
 
     parameters: int

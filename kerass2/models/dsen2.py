@@ -51,7 +51,7 @@ def build_vdsen2(
 
 
 def _network(name: str, task: str, filters: int, blocks: int, dtype: str) -> keras.Model:
-    """Concatenation, convolution with ReLU, residual blocks, convolution, plus the enlarged bands."""
+    """Concatenation, convolution, residual blocks, convolution, plus the enlarged bands."""
     inputs, fine = open_inputs(task)
     x = keras.layers.Concatenate(name="fusion")(fine)
     x = convolution(filters, "conv_first", activation="relu")(x)

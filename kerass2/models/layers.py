@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-from keras import ops
 
 from kerass2 import resampling
 from kerass2.models import attention, blocks

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import keras
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ BANDS = {
     "gsd60": ("B01", "B09"),
 }
 RATIOS = {"gsd10": 1, "gsd20": 2, "gsd60": 6}
+NETWORKS = ("dsen2", "vdsen2", "s2x", "s6x")
+INTERPOLATIONS = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR}
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -44,7 +47,7 @@ def batch(
 
 def small(name: str = "s2x", **options: Any) -> keras.Model:
     """A quick model whose attention takes part."""
-    model = models.build(name, **{"filters": 8, "blocks": 2, **options})
+    model = models.build(name, **{"task": "superres_20m", "filters": 8, "blocks": 2, **options})
     for variable in model.trainable_variables:
         if variable.name == "gamma":
             variable.assign(0.1)
@@ -61,18 +64,25 @@ def small(name: str = "s2x", **options: Any) -> keras.Model:
         # DSen2 and the attention: f and g of 128 x 16 + 16, h of 128 x 128 + 128, gamma.
         ("s2x", {}, 1_789_574 + 20_641),
         ("s2x", {"attention": False}, 1_789_574),
+        ("vdsen2", {}, 37_802_246),
+        ("vdsen2", {"task": "superres_60m"}, 37_797_634),
+        ("s6x", {}, 1_787_266 + 20_641),
+        ("s6x", {"mean_shift": False, "attention_at": "end"}, 1_787_266 + 20_641),
+        # A convolution of 9 x 4 and one of 9 x 6 bands with biases, then 1 x 1 of 256, for 9 x 10.
+        ("s2x", {"fusion": "branches"}, 1_789_574 + 20_641 + 256 + 256 * 128),
+        ("bicubic", {}, 0),
     ],
 )
 def test_number_of_parameters(name: str, options: dict[str, Any], count: int) -> None:
     assert models.build(name, **options).count_params() == count
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", ["dsen2", "s2x", "s6x"])
 def test_64_filters_are_compact(name: str) -> None:
     assert models.build(name, filters=64).count_params() <= 500_000
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_any_size_in_float32_out(name: str, compiled: bool) -> None:
     model = small(name)
@@ -92,7 +102,7 @@ def test_60m_takes_three_inputs() -> None:
     }
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_without_its_convolutions_it_is_bilinear(name: str) -> None:
     model = small(name)
     model.get_layer("conv_last").set_weights([np.zeros((3, 3, 8, 6)), np.zeros(6)])
@@ -110,7 +120,7 @@ def test_s2x_ignores_brightness_of_a_band() -> None:
     np.testing.assert_allclose(model(moved)["superres_20m"], before + shift, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("dtype", POLICIES)
 def test_what_stays_float32(name: str, dtype: str) -> None:
     model = small(name, dtype=dtype)
@@ -127,7 +137,7 @@ def test_what_stays_float32(name: str, dtype: str) -> None:
     assert set(stream) == {"float32"}
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("dtype", POLICIES)
 def test_trains_in_every_precision(name: str, dtype: str) -> None:
     keras.utils.set_random_seed(0)
@@ -163,13 +173,63 @@ def test_low_precision_stays_near_float32(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", POLICIES)
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_saved_and_read_again(tmp_path: pathlib.Path, name: str, dtype: str) -> None:
     model, inputs = small(name, dtype=dtype), batch()
     model.save(tmp_path / "model.keras")
     again = models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(again(inputs)["superres_20m"], model(inputs)["superres_20m"])
     assert models.describe(again) == models.describe(model)
+
+
+@pytest.mark.parametrize("name", INTERPOLATIONS)
+@pytest.mark.parametrize("task", ["superres_20m", "superres_60m"])
+def test_interpolations_are_those_of_opencv(name: str, task: str, tmp_path: pathlib.Path) -> None:
+    models.build(name, task=task).save(tmp_path / "model.keras")
+    model = models.load_model(tmp_path / "model.keras")
+    keys = ("gsd10", "gsd20", "gsd60")[: 2 if task == "superres_20m" else 3]
+    inputs = batch(24, 36, keys)
+    found = np.asarray(model(inputs)[task])
+    for image, lowres in zip(found, inputs[keys[-1]], strict=True):
+        expected = cv2.resize(lowres, (36, 24), interpolation=INTERPOLATIONS[name])
+        np.testing.assert_allclose(image, expected.reshape(image.shape), atol=1e-6)
+    described = models.describe(model)
+    assert (described["task"], tuple(described["inputs"]), described["block"]) == (task, keys, None)
+
+
+def test_interpolations_fit_the_data_of_networks() -> None:
+    models.check_fits(models.build("bicubic"), spec(), "DIR")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mean_shift": False},
+        {"attention_at": "end"},
+        {"fusion": "branches"},
+        {"fusion_activation": "relu", "mean_shift": False},
+    ],
+)
+def test_ablations_are_saved(tmp_path: pathlib.Path, options: dict[str, Any]) -> None:
+    model, inputs = small("s6x", task="superres_60m", block=12, **options), batch(24, 12, BANDS)
+    names = [layer.name for layer in model.layers]
+    assert options.get("mean_shift", True) == any(name.startswith("mean_shift") for name in names)
+    place = "block2_sum" if options.get("attention_at") == "end" else "block1_sum"
+    assert names[names.index("attention") - 1] == place
+    model.save(tmp_path / "model.keras")
+    again = models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again(inputs)["superres_60m"], model(inputs)["superres_60m"])
+
+
+def test_s2x_without_mean_shift_holds_dsen2() -> None:
+    """The stated ablation: while gamma is 0, DSen2's weights give DSen2's output."""
+    dsen2 = small("dsen2")
+    s2x = models.build("s2x", filters=8, blocks=2, mean_shift=False, fusion_activation="relu")
+    for layer in dsen2.layers:
+        s2x.get_layer(layer.name).set_weights(layer.get_weights())
+    inputs = batch()
+    expected = np.asarray(dsen2(inputs)["superres_20m"])
+    np.testing.assert_allclose(s2x(inputs)["superres_20m"], expected, atol=1e-6)
 
 
 OTHER_BACKEND = """
@@ -211,7 +271,7 @@ def test_other_backends_load_predict_and_train(tmp_path: pathlib.Path, backend: 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("s3x", {}, "unknown model 's3x'; there are: dsen2, s2x"),
+        ("s3x", {}, "unknown model 's3x'; there are: bicubic, bilinear, dsen2, s2x"),
         (
             "dsen2",
             {"attention": True},
@@ -221,6 +281,11 @@ def test_other_backends_load_predict_and_train(tmp_path: pathlib.Path, backend: 
         ("s2x", {"filters": 0}, "filters = 0, at least 1"),
         ("s2x", {"blocks": True}, "blocks = True is bool"),
         ("s2x", {"dtype": "bfloat16"}, "there are: float32, mixed_bfloat16, mixed_float16"),
+        ("s2x", {"attention_at": "start"}, "attention_at = 'start'; there are: middle, end"),
+        ("s6x", {"fusion": "sum"}, "fusion = 'sum'; there are: concatenate, branches"),
+        ("s2x", {"fusion_activation": "tanh"}, "'tanh'; there are: linear, relu"),
+        ("bicubic", {"filters": 8}, "'bicubic' has no option filters; there are: task"),
+        ("bilinear", {"task": "superres_5m"}, "unknown task 'superres_5m'"),
         (
             "s2x",
             {"task": "superres_5m"},
