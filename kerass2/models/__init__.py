@@ -130,7 +130,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
 
 
 def _common_block(edges: set[int | None]) -> int | None:
-    """The lattice that all layers' blocks share; None where one has the whole input."""
+    """The lattice that all layers' blocks share; None where one takes the whole input as a block."""
     known = [edge for edge in edges if edge is not None]
     return math.lcm(*known) if known and len(known) == len(edges) else None
 
