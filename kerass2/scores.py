@@ -116,7 +116,7 @@ class Scores:
         def score(vector: NDArray[np.float64]) -> Results:
             return metrics.results(metrics.unpack(vector, self._like), self.bands, dn_range)
 
-        scenes = {}
+        scenes: dict[str, dict[str, Any]] = {}
         for number, scene in enumerate(self.scenes):
             pixels = metrics.unpack(self._sums[0, number], self._like)["pixels"][0]
             if pixels and len(self.scenes) > 1:

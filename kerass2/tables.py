@@ -81,13 +81,13 @@ def as_in_the_paper(result: Mapping[str, Any]) -> Table:
         values = (_number(found.get(name, {}), "mean") for name in metrics.values())
         about = (method, facts.get("ranks"), facts.get("global_batch"), time)
         rows.append((*about, *values, "measured", None))
-    ends = (len(rows) - 1,)
+    ends: tuple[int, ...] = (len(rows) - 1,)
     published = result.get("published", {})
     for row in published.get("rows", ()):
         nothing = (None,) * len(FURTHER)
-        about = (row[name] for name in PUBLISHED[: -len(PAPER)])
+        told = (row[name] for name in PUBLISHED[: -len(PAPER)])
         # As printed: 0.9320 says more than 0.932.
-        rows.append((*about, *map(row["printed"].get, PAPER), *nothing, "published", row["note"]))
+        rows.append((*told, *map(row["printed"].get, PAPER), *nothing, "published", row["note"]))
     notes = [
         "ergas, ssim, psnr: as the paper defines them; *_textbook: as the textbooks do; "
         "means over bands."
@@ -204,7 +204,7 @@ def _read_row(
     printed = {name: texts[name].strip() or None for name in PAPER}
     row: dict[str, Any] = {"printed": printed, "note": None}
     for name, text in texts.items():
-        kind = str if name in ("method", "training_time") else float
+        kind: Any = str if name in ("method", "training_time") else float
         kind = int if name in ("gpus", "global_batch") else kind
         try:
             row[name] = kind(text) if text.strip() else None

@@ -38,7 +38,7 @@ def attend(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, d
 
         return total, backward
 
-    return attend_tiled(x, *(ops.convert_to_tensor(value) for value in (gamma, *weights)))
+    return attend_tiled(x, *(ops.copy(value) for value in (gamma, *weights)))
 
 
 def _forward(x: Any, weights: Any, grid: blocks.BlockGrid, dtype: str) -> tuple[Any, Any]:

@@ -108,10 +108,13 @@ def test_gradients_of_both_forms(tiled: None, dtype: str) -> None:
     out, found = gradients(tiled_attention.attend, x, weights, above, None, dtype)
     expected_out, expected = gradients(attention.direct, x, weights, above, None, dtype)
     check_close(out, expected_out, TOLERANCE[dtype])
-    for number, (a, b) in enumerate(zip(found, expected, strict=True)):
-        if number != 3:
-            error = np.linalg.norm(np.asarray(a) - b) / np.linalg.norm(b)
-            assert error < TOLERANCE[dtype], (number, error)
+    _, exact = gradients(attention.direct, x, weights, above, None, "float32")
+    for number, (a, b, true) in enumerate(zip(found, expected, exact, strict=True)):
+        if number == 3:
+            continue
+        ours, direct = (np.linalg.norm(np.asarray(v) - true) / np.linalg.norm(true) for v in (a, b))
+        # In bfloat16 the direct form is off too, of small gradients by more than a percent.
+        assert ours < max(TOLERANCE[dtype], 1.5 * direct), (number, ours, direct)
 
 
 def test_gradients_by_differences(tiled: None) -> None:
