@@ -19,7 +19,7 @@ from kerass2 import workdir as folder
 
 TEMPLATE = pathlib.Path(__file__).parent / "templates" / "report.html"
 # Metrics that are errors, whatever variant's name follows; all others are better when larger.
-SMALLER_IS_BETTER = ("rmse", "sam", "ergas")
+SMALLER_IS_BETTER = ("rmse", "sam", "ergas", "consistency")
 
 
 def build_report(

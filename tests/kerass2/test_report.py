@@ -291,6 +291,7 @@ def test_change_of_errors_and_of_qualities() -> None:
         "sre": metric(20, 25.5),
         "ergas_paper": metric(1, 2),
         "sam": metric(1, None),
+        "consistency": metric(80, 60),
     }
     methods = {m: {name: value[m] for name, value in values.items()} for m in ("bicubic", "model")}
     rows = {
@@ -305,6 +306,7 @@ def test_change_of_errors_and_of_qualities() -> None:
     assert (rows["sre"]["change"], rows["sre"]["verdict"]) == ("+5.5", "good")
     assert (rows["ergas_paper"]["change"], rows["ergas_paper"]["verdict"]) == ("+100.0 %", "bad")
     assert (rows["sam"]["change"], rows["sam"]["values"]) == ("–", ["1.000", "–"])
+    assert (rows["consistency"]["change"], rows["consistency"]["verdict"]) == ("−25.0 %", "good")
 
 
 def test_long_logs_stay_small() -> None:
