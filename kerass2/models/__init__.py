@@ -130,7 +130,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
 
 
 def _common_block(edges: set[int | None]) -> int | None:
-    """The lattice that all layers' blocks share; None where one takes the whole input as a block."""
+    """The lattice that all blocks lie on; None where there are none, or one is the whole input."""
     known = [edge for edge in edges if edge is not None]
     return math.lcm(*known) if known and len(known) == len(edges) else None
 
