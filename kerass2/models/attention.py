@@ -45,24 +45,20 @@ def attend(
     Returns:
         Shape and type of x.
     """
-    arguments = (x, gamma, weights, grid, dtype)
+    forms = (
+        [direct, tiled_attention.attend] if training else [direct, grouped, tiled_attention.attend]
+    )
     small = grid.block_height * grid.block_width <= tiled_attention.TILE
     fits = _fits(ops.shape(x)[0], grid)
-
-    def tiled() -> Any:
-        return tiled_attention.attend(*arguments)
-
-    def spare() -> Any:
-        return tiled() if training else _choose(small, lambda: grouped(*arguments), tiled)
-
-    return _choose(small, lambda: _choose(fits, lambda: direct(*arguments), spare), tiled)
-
-
-def _choose(condition: Any, yes: Any, no: Any) -> Any:
-    """The result of yes() or no(), at once where the condition is known."""
-    if isinstance(condition, bool):
-        return yes() if condition else no()
-    return ops.cond(condition, yes, no)
+    arguments = (x, gamma, weights, grid, dtype)
+    if small is False:
+        return forms[-1](*arguments)
+    if small is True and isinstance(fits, bool):
+        return forms[0 if fits else 1](*arguments)
+    # One switch: TensorFlow has no gradient of a condition inside of a condition.
+    number = ops.where(fits, 0, 1)
+    number = ops.where(small, number, len(forms) - 1)
+    return ops.switch(number, [lambda form=form: form(*arguments) for form in forms])
 
 
 def _fits(num_examples: Any, grid: blocks.BlockGrid) -> Any:
@@ -81,12 +77,12 @@ def direct(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, d
     """All scores at once."""
     n, height, width, channels = ops.shape(x)
     pixels = ops.reshape(x, (n, height * width, channels))
-    projected = [
+    keys, queries, values = (
         blocks.split(ops.reshape(value, (n, height, width, value.shape[-1])), grid)
         for value in tiled_attention.project(pixels, weights, dtype)
-    ]
+    )
     inside = None if grid.is_uncut else ops.tile(blocks.inside(grid), (n, 1))
-    return _add(x, gamma, blocks.join(_mix(*projected, inside), grid))
+    return _add(x, gamma, blocks.join(_mix(keys, queries, values, inside), grid))
 
 
 def grouped(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, dtype: str) -> Any:
@@ -100,7 +96,7 @@ def grouped(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, 
         part = ops.slice(parts, (first, 0, 0), (group, pixels, channels))
         numbers = (first + ops.arange(group, dtype="int32")) % grid.num_blocks
         there = None if grid.is_uncut else ops.take(inside, numbers, axis=0)
-        return (_mix(*tiled_attention.project(part, weights, dtype), there),)
+        return (_mix(*tiled_attention.project(part, weights, dtype), inside=there),)
 
     (out,) = loops.each(one_group, count, group, (ops.zeros((pixels, channels), dtype),))
     return _add(x, gamma, blocks.join(out, grid))

@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -96,13 +97,16 @@ def test_values_in_numpy(tiled: None, form: Any, size: tuple[int, int], block: i
     st.integers(1, 13),
     st.one_of(st.none(), st.integers(1, 14)),
     st.sampled_from([8, 10, 33]),
+    st.sampled_from([attention.grouped, tiled_attention.attend]),
 )
-def test_both_forms_agree(height: int, width: int, block: int | None, tile: int) -> None:
+def test_all_forms_agree(
+    height: int, width: int, block: int | None, tile: int, form: Callable[..., Any]
+) -> None:
     """Tiles of large blocks, groups of small ones, and groups that the last one overlaps."""
     x, weights, above = data(height, width)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiled_attention, "TILE", tile)
-        out, found = gradients(tiled_attention.attend, x, weights, above, block, "float32")
+        out, found = gradients(form, x, weights, above, block, "float32")
     expected_out, expected = gradients(attention.direct, x, weights, above, block, "float32")
     check_close(out, expected_out, 1e-5)
     scale = max(np.abs(value).max() for value in expected)
@@ -142,8 +146,11 @@ def test_gradients_by_differences(tiled: None) -> None:
         assert along == pytest.approx(slope, rel=1e-4)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("limit", [0, 20 * 20 * 2 * 4])
-def test_form_is_chosen_at_run_time(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+def test_form_is_chosen_at_run_time(
+    monkeypatch: pytest.MonkeyPatch, limit: int, training: bool
+) -> None:
     """In a graph whose height and width are unknown; the larger size is above all limits."""
     monkeypatch.setattr(tiled_attention, "TILE", 20)
     monkeypatch.setattr(attention, "PATCHES_BYTES", limit)
@@ -155,7 +162,7 @@ def test_form_is_chosen_at_run_time(monkeypatch: pytest.MonkeyPatch, limit: int)
     def step(x: Any, above: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)
-            loss = tf.reduce_sum(layer(x, training=True) * above)
+            loss = tf.reduce_sum(layer(x, training=training) * above)
         return tape.gradient(loss, [x, *(w.value for w in layer.trainable_variables)])
 
     infer = tf.function(layer, input_signature=[tf.TensorSpec((None, None, None, FILTERS))])
