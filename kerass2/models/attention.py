@@ -1,8 +1,8 @@
 """Self-attention over the pixels of a block: x + gamma * softmax(g f^T) h.
 
 f, g and h are 1 x 1 convolutions of x. The direct form holds a (pixels x pixels) map for each
-block, 4.2 MB in float32 for 32 x 32 pixels, 340 MB for 96 x 96; where maps get large, the tiled
-form takes its place. Both give the same values and gradients.
+block, 4.2 MB in float32 for 32 x 32 pixels, 340 MB for 96 x 96; where maps get large, another form
+takes its place. All give the same values and gradients.
 
 Scores and softmax are float32 and products with h of the layer's type: an exponential of a bfloat16
 number is off by several percent.
@@ -15,15 +15,22 @@ from typing import Any
 
 from keras import ops
 
-from kerass2.models import blocks, tiled_attention
+from kerass2.models import blocks, loops, tiled_attention
 
 # Maps of all blocks together [bytes] up to which the direct form is taken if a block is one tile:
 # where each example is one block (256 patches of 32 px), and on rasters of many blocks.
 PATCHES_BYTES = 2**30
-RASTER_BYTES = 2**28
+RASTER_BYTES = 2**26
 
 
-def attend(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, dtype: str) -> Any:
+def attend(
+    x: Any,
+    gamma: Any,
+    weights: Sequence[Any],
+    grid: blocks.BlockGrid,
+    dtype: str,
+    training: bool = True,
+) -> Any:
     """Give x + gamma * softmax(g f^T) h in each block of a lattice.
 
     Args:
@@ -32,35 +39,38 @@ def attend(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, d
         weights: kernel (filter, output filter) and bias of f, g and h, float32.
         grid: the blocks of x.
         dtype: what projections and products with h are computed in.
+        training: False takes many small blocks in a form that is faster but whose gradient, which
+            is right too, is not sparing of memory.
 
     Returns:
         Shape and type of x.
     """
-    few = _is_few(ops.shape(x)[0], grid)
-    if isinstance(few, bool):
-        form = direct if few else tiled_attention.attend
-        return form(x, gamma, weights, grid, dtype)
-    return ops.cond(
-        few,
-        lambda: direct(x, gamma, weights, grid, dtype),
-        lambda: tiled_attention.attend(x, gamma, weights, grid, dtype),
+    forms = (
+        [direct, tiled_attention.attend] if training else [direct, grouped, tiled_attention.attend]
     )
+    small = grid.block_height * grid.block_width <= tiled_attention.TILE
+    fits = _fits(ops.shape(x)[0], grid)
+    arguments = (x, gamma, weights, grid, dtype)
+    if small is False:
+        return forms[-1](*arguments)
+    if small is True and isinstance(fits, bool):
+        return forms[0 if fits else 1](*arguments)
+    # One switch: TensorFlow has no gradient of a condition inside of a condition.
+    number = ops.where(fits, 0, 1)
+    number = ops.where(small, number, len(forms) - 1)
+    return ops.switch(number, [lambda form=form: form(*arguments) for form in forms])
 
 
-def _is_few(num_examples: Any, grid: blocks.BlockGrid) -> Any:
-    """Whether the direct form fits; a bool of the graph where sizes are known at run time only."""
+def _fits(num_examples: Any, grid: blocks.BlockGrid) -> Any:
+    """Whether all maps fit; a bool of the graph where sizes are known at run time only."""
     pixels = grid.block_height * grid.block_width
     if all(isinstance(size, int) for size in (num_examples, pixels, grid.num_blocks)):
         limit = PATCHES_BYTES if grid.num_blocks == 1 else RASTER_BYTES
-        size = num_examples * grid.num_blocks * pixels**2 * 4
-        return bool(pixels <= tiled_attention.TILE and size <= limit)
-    if isinstance(pixels, int) and pixels > tiled_attention.TILE:
-        return False
+        return num_examples * grid.num_blocks * pixels**2 * 4 <= limit
     limit = ops.where(ops.equal(grid.num_blocks, 1), float(PATCHES_BYTES), float(RASTER_BYTES))
     # In float32: 32 bits do not hold the number of bytes.
     size = 4.0 * ops.cast(num_examples * grid.num_blocks, "float32")
-    size = size * ops.square(ops.cast(pixels, "float32"))
-    return ops.logical_and(ops.less_equal(pixels, tiled_attention.TILE), size <= limit)
+    return size * ops.square(ops.cast(pixels, "float32")) <= limit
 
 
 def direct(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, dtype: str) -> Any:
@@ -71,13 +81,38 @@ def direct(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, d
         blocks.split(ops.reshape(value, (n, height, width, value.shape[-1])), grid)
         for value in tiled_attention.project(pixels, weights, dtype)
     )
-    if not grid.is_uncut:
-        inside = ops.tile(blocks.inside(grid), (n, 1))
+    inside = None if grid.is_uncut else ops.tile(blocks.inside(grid), (n, 1))
+    return _add(x, gamma, blocks.join(_mix(keys, queries, values, inside), grid))
+
+
+def grouped(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, dtype: str) -> Any:
+    """Some blocks at once, whose maps are no larger than a tile together."""
+    parts = blocks.split(ops.cast(x, dtype), grid)
+    count, pixels, channels = ops.shape(parts)
+    group = tiled_attention.group_size(count, pixels)
+    inside = blocks.inside(grid)
+
+    def one_group(first: Any) -> tuple[Any]:
+        part = ops.slice(parts, (first, 0, 0), (group, pixels, channels))
+        numbers = (first + ops.arange(group, dtype="int32")) % grid.num_blocks
+        there = None if grid.is_uncut else ops.take(inside, numbers, axis=0)
+        return (_mix(*tiled_attention.project(part, weights, dtype), inside=there),)
+
+    (out,) = loops.each(one_group, count, group, (ops.zeros((pixels, channels), dtype),))
+    return _add(x, gamma, blocks.join(out, grid))
+
+
+def _mix(keys: Any, queries: Any, values: Any, inside: Any) -> Any:
+    """softmax(queries keys^T) values for each block; see tiled_attention.project for the shapes."""
+    if inside is not None:
         queries, keys = tiled_attention.with_presence(queries, keys, inside)
     scores = ops.matmul(queries, ops.transpose(keys, (0, 2, 1)))
     # Keras warns of a softmax over one thing, which is 1 and has no gradient.
     one = blocks.is_equal(scores.shape[-1], 1)
     shares = ops.exp(scores - scores) if one else ops.softmax(scores, axis=-1)
-    out = ops.matmul(ops.cast(shares, dtype), values)
-    out = ops.cast(blocks.join(out, grid), x.dtype)
-    return x + ops.cast(gamma, x.dtype) * out
+    return ops.matmul(ops.cast(shares, values.dtype), values)
+
+
+def _add(x: Any, gamma: Any, out: Any) -> Any:
+    """Add gamma * out to x, in the type of x."""
+    return x + ops.cast(gamma, x.dtype) * ops.cast(out, x.dtype)

@@ -115,17 +115,6 @@ def crop(x: Any, grid: BlockGrid) -> Any:
     return x if grid.is_uncut else x[:, : grid.height, : grid.width]
 
 
-def take(padded: Any, grid: BlockGrid, number: Any) -> Any:
-    """One block, (pixels of a block, channel), of what pad returned; number as split counts."""
-    channels = padded.shape[-1]
-    height, width = grid.block_height, grid.block_width
-    example, place = number // grid.num_blocks, number % grid.num_blocks
-    corner = (example, place // grid.columns * height, place % grid.columns * width, 0)
-    return ops.reshape(
-        ops.slice(padded, corner, (1, height, width, channels)), (height * width, channels)
-    )
-
-
 def inside(grid: BlockGrid) -> Any:
     """(rows * columns, pixels of a block) bool: the pixels of each block that are not filled up."""
     y = ops.arange(grid.rows * grid.block_height) < grid.height

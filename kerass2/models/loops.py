@@ -8,28 +8,39 @@ import keras
 from keras import ops
 
 
-def each(compute: Any, count: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Results of compute(0), compute(1), ... along a first axis, one computed after the other.
+def each(compute: Any, count: Any, group: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Rows 0 to count - 1 of some tensors, a group at a time.
 
     Args:
-        compute: from a number to a tuple of tensors.
-        count: how often.
-        like: tensors of the shapes and types that it returns.
+        compute: from the number of a group's first row to a tuple of tensors, its `group` rows.
+            The last group begins early enough to be whole: rows may be computed twice.
+        count: number of rows, at least `group`.
+        group: rows computed at once.
+        like: tensors of one row's shapes and types.
+
+    Returns:
+        Tensors of `count` rows.
     """
+    num_groups = -(-count // group)
     if keras.backend.backend() == "torch":  # where put copies
-        parts = [compute(number) for number in range(count)]
-        return tuple(ops.stack(results) for results in zip(*parts, strict=True))
+        parts = [compute(min(number * group, count - group)) for number in range(num_groups)]
+        if count % group:
+            parts[-1] = tuple(rows[group - count % group :] for rows in parts[-1])
+        return tuple(ops.concatenate(rows) for rows in zip(*parts, strict=True))
 
     def step(number: Any, *totals: Any) -> tuple[Any, ...]:
-        results = compute(number)
-        return tuple(put(x, number, value) for x, value in zip(totals, results, strict=True))
+        first = ops.minimum(number * group, count - group)
+        rows = compute(first)
+        return tuple(put(x, first, value) for x, value in zip(totals, rows, strict=True))
 
     start = tuple(ops.zeros((count, *ops.shape(x)), x.dtype) for x in like)
-    return fold(step, count, start)
+    return fold(step, num_groups, start)
 
 
 def fold(step: Any, count: Any, start: tuple[Any, ...]) -> tuple[Any, ...]:
     """The last of: values = step(0, *start), step(1, *values), step(2, *values), ..."""
+    if isinstance(count, int) and count == 1:
+        return tuple(step(0, *start))
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -45,6 +56,7 @@ def fold(step: Any, count: Any, start: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def put(x: Any, index: Any, value: Any) -> Any:
-    """A tensor like x with x[index] = value; made in place inside of loops, but for torch."""
-    return ops.scatter_update(x, ops.reshape(index, (1, 1)), ops.expand_dims(value, 0))
+def put(x: Any, first: Any, rows: Any) -> Any:
+    """A tensor like x with these rows from `first` on; made in place in loops, but for torch."""
+    places = ops.expand_dims(first + ops.arange(ops.shape(rows)[0], dtype="int32"), -1)
+    return ops.scatter_update(x, places, rows)

@@ -1,11 +1,13 @@
 """Self-attention in memory that grows with the pixels, not with their square.
 
-Blocks are taken one after the other and their maps in tiles, with a running softmax (Milakov and
-Gimelshein 2018; Rabe and Staats 2021; Dao et al. 2022); the backward pass computes the tiles again.
+Large blocks are taken one after the other and their maps in tiles, with a running softmax (Milakov
+and Gimelshein 2018; Rabe and Staats 2021; Dao et al. 2022); small blocks in groups whose maps are
+no larger than a tile together. The backward pass computes the tiles again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,40 +44,44 @@ def attend(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, d
 
 
 def _forward(x: Any, weights: Any, grid: blocks.BlockGrid, dtype: str) -> tuple[Any, Any]:
-    """Attention without the residual: (block, pixel, filter), and (block, tile, pixel of a tile).
+    """Attention without the residual: (block, pixel, filter) in `dtype`, (block, pixel) float32.
 
     The second is the logarithm of each query's sum of exponentials: with it the backward pass needs
-    no running maximum.
+    no running maximum. Its pixels are filled up to whole tiles.
     """
-    pixels, channels = grid.block_height * grid.block_width, x.shape[-1]
-    num_tiles, size = _tiling(pixels)
-    padded = blocks.pad(x, grid)
+    parts, tiling = blocks.split(x, grid), _tiling(x, grid)
+    num_tiles, size, pixels, channels = tiling.num_tiles, tiling.size, tiling.pixels, x.shape[-1]
 
-    def one_block(number: Any) -> tuple[Any, Any]:
-        queries, keys, values = _tiles(padded, weights, grid, dtype, number)
-        keys = ops.transpose(keys, (0, 2, 1))
-        out, log_sums = each(
-            lambda tile: _running_softmax(queries[tile], keys, values, num_tiles),
-            num_tiles,
-            (ops.zeros((size, channels), dtype), ops.zeros((size,))),
-        )
-        return ops.reshape(out, (num_tiles * size, channels))[:pixels], log_sums
+    def one_group(first: Any) -> tuple[Any, Any]:
+        queries, keys, values = _tiles(_take(parts, first, tiling), weights, dtype, first, tiling)
+        keys = ops.swapaxes(keys, -1, -2)
 
-    like = ops.zeros((pixels, channels), dtype), ops.zeros((num_tiles, size))
-    return each(one_block, ops.shape(x)[0] * grid.num_blocks, like)
+        def one_tile(tile: Any) -> tuple[Any, Any]:
+            found = _running_softmax(queries[tile], keys, values, num_tiles)
+            return tuple(ops.expand_dims(value, 0) for value in found)
+
+        shape = (*tiling.lead, size)
+        like = ops.zeros((*shape, channels), dtype), ops.zeros(shape)
+        out, log_sums = each(one_tile, num_tiles, 1, like)
+        out = ops.reshape(out, (tiling.group, num_tiles * size, channels))[:, :pixels]
+        return out, ops.reshape(log_sums, (tiling.group, num_tiles * size))
+
+    like = ops.zeros((pixels, channels), dtype), ops.zeros((num_tiles * size,))
+    return each(one_group, tiling.num_blocks, tiling.group, like)
 
 
 def _running_softmax(queries: Any, keys: Any, values: Any, num_tiles: Any) -> tuple[Any, Any]:
     """One tile of queries against all tiles of keys.
 
     Args:
-        queries: (query, key filter) float32.
-        keys: (tile, key filter, key) float32.
-        values: (tile, key, filter).
+        queries: ([block,] query, key filter) float32.
+        keys: (tile, [block,] key filter, key) float32.
+        values: (tile, [block,] key, filter).
         num_tiles: number of tiles of keys.
 
     Returns:
-        (query, filter) in the type of the values, and the logarithm of the sums, (query,) float32.
+        ([block,] query, filter) in the type of the values, and the logarithm of the sums,
+        ([block,] query) float32.
     """
 
     def add_tile(tile: Any, highest: Any, sums: Any, total: Any) -> Any:
@@ -88,8 +94,8 @@ def _running_softmax(queries: Any, keys: Any, values: Any, num_tiles: Any) -> tu
         total = total * ops.expand_dims(shrink, -1) + ops.cast(more, "float32")
         return higher, sums * shrink + ops.sum(shares, axis=-1), total
 
-    zeros = ops.zeros_like(queries[:, 0])
-    start = zeros + LOWEST, zeros, ops.zeros((ops.shape(queries)[0], values.shape[-1]))
+    zeros = ops.zeros_like(queries[..., 0])
+    start = zeros + LOWEST, zeros, ops.zeros((*ops.shape(zeros), values.shape[-1]))
     highest, sums, total = fold(add_tile, num_tiles, start)
     return ops.cast(total / ops.expand_dims(sums, -1), values.dtype), highest + ops.log(sums)
 
@@ -104,36 +110,30 @@ def _backward(
     dtype: str,
 ) -> tuple[Any, ...]:
     """Gradients of x, gamma and the weights; `saved` is what _forward returned."""
-    pixels, channels = grid.block_height * grid.block_width, x.shape[-1]
-    num_tiles, size = _tiling(pixels)
+    parts, arrivals, tiling = blocks.split(x, grid), blocks.split(upstream, grid), _tiling(x, grid)
     out, log_sums = saved
-    padded, padded_upstream = blocks.pad(x, grid), blocks.pad(upstream, grid)
 
-    def one_block(number: Any) -> tuple[Any, ...]:
-        arrived = ops.cast(blocks.take(padded_upstream, grid, number), "float32")
-        attended = ops.cast(out[number], "float32")
-        of_gamma = ops.sum(arrived * attended)
+    def one_group(first: Any) -> tuple[Any, ...]:
+        part = _take(parts, first, tiling)
+        arrived = ops.cast(_take(arrivals, first, tiling), "float32")
+        attended = ops.cast(_take(out, first, tiling), "float32")
+        of_gamma = ops.sum(arrived * attended, axis=(1, 2))
         arrived = ops.cast(ops.cast(gamma, "float32") * arrived, dtype)
-        dots = ops.sum(ops.cast(arrived, "float32") * attended, axis=-1)
+        dots = ops.sum(ops.cast(arrived, "float32") * attended, axis=-1, keepdims=True)
         of_tiles = _tile_gradients(
-            *_tiles(padded, weights, grid, dtype, number),
-            log_sums[number],
-            _cut(arrived, num_tiles, size),
-            ops.reshape(_fill(dots, num_tiles, size), (num_tiles, 1, size)),
+            *_tiles(part, weights, dtype, first, tiling),
+            _cut(ops.expand_dims(_take(log_sums, first, tiling), -1), tiling),
+            _cut(arrived, tiling),
+            ops.swapaxes(_cut(dots, tiling), -1, -2),
         )
-        of_projected = [
-            ops.cast(ops.reshape(value, (num_tiles * size, value.shape[-1]))[:pixels], dtype)
-            for value in of_tiles
-        ]
-        block = ops.cast(blocks.take(padded, grid, number), dtype)
-        return (*_project_back(block, weights, of_projected), of_gamma)
+        return (*_project_back(ops.cast(part, dtype), weights, of_tiles, tiling), of_gamma)
 
     like = (
-        ops.zeros((pixels, channels), dtype),
+        ops.zeros((tiling.pixels, x.shape[-1]), dtype),
         *(ops.zeros(weight.shape) for weight in weights),
         ops.zeros(()),
     )
-    of_x, *others = each(one_block, ops.shape(x)[0] * grid.num_blocks, like)
+    of_x, *others = each(one_group, tiling.num_blocks, tiling.group, like)
     *of_weights, of_gamma = (ops.sum(value, axis=0) for value in others)
     of_x = upstream + ops.cast(blocks.join(of_x, grid), x.dtype)
     return (of_x, ops.cast(of_gamma, gamma.dtype), *of_weights)
@@ -142,25 +142,24 @@ def _backward(
 def _tile_gradients(
     queries: Any, keys: Any, values: Any, log_sums: Any, arrived: Any, dots: Any
 ) -> tuple[Any, Any, Any]:
-    """Gradients of keys, queries and values of one block, float32, from those of its output.
+    """Gradients of keys, queries and values, float32 with their axes, from those of the output.
 
     Maps are computed with keys along y, so that of each product only small factors are transposed.
 
     Args:
-        queries: (tile, query, key filter + 1) float32, see _tiles.
+        queries: (tile, [block,] query, key filter + 1) float32, see _tiles.
         keys: likewise.
-        values: (tile, key, filter).
-        log_sums: (tile, query) float32.
-        arrived: (tile, query, filter), the gradient of the output.
-        dots: (tile, 1, query) float32, the output times its gradient.
+        values: (tile, [block,] key, filter).
+        log_sums: (tile, [block,] query, 1) float32.
+        arrived: (tile, [block,] query, filter), the gradient of the output.
+        dots: (tile, [block,] 1, query) float32, the output times its gradient.
     """
-    num_tiles, size = ops.shape(queries)[:2]
+    num_tiles, *lead, size, _ = ops.shape(queries)
     # exp(score - log_sum) by one product.
-    column = ops.expand_dims(log_sums, -1)
-    score_keys = ops.concatenate([keys, ops.ones_like(column)], axis=-1)
-    score_queries = ops.transpose(ops.concatenate([queries, -column], axis=-1), (0, 2, 1))
-    keys, queries = ops.transpose(keys[..., :-1], (0, 2, 1)), queries[..., :-1]
-    arrived_across = ops.transpose(arrived, (0, 2, 1))
+    score_keys = ops.concatenate([keys, ops.ones_like(log_sums)], axis=-1)
+    score_queries = ops.swapaxes(ops.concatenate([queries, -log_sums], axis=-1), -1, -2)
+    keys, queries = ops.swapaxes(keys[..., :-1], -1, -2), queries[..., :-1]
+    arrived_across = ops.swapaxes(arrived, -1, -2)
     length, channels = queries.shape[-1], values.shape[-1]
 
     def key_tile(k: Any, of_queries: Any, of_keys: Any, of_values: Any) -> Any:
@@ -172,61 +171,35 @@ def _tile_gradients(
             of_scores = shares * (of_shares - dots[q])
             of_key = of_key + ops.matmul(of_scores, queries[q])
             of_query = of_queries[q] + ops.matmul(keys[k], of_scores)
-            return put(of_queries, q, of_query), of_key, of_value
+            return put(of_queries, q, ops.expand_dims(of_query, 0)), of_key, of_value
 
-        start = of_queries, ops.zeros((size, length)), ops.zeros((size, channels))
-        of_queries, of_key, of_value = fold(query_tile, num_tiles, start)
+        start = ops.zeros((*lead, size, length)), ops.zeros((*lead, size, channels))
+        of_queries, *found = fold(query_tile, num_tiles, (of_queries, *start))
+        of_key, of_value = (ops.expand_dims(value, 0) for value in found)
         return of_queries, put(of_keys, k, of_key), put(of_values, k, of_value)
 
     start = (
-        ops.zeros((num_tiles, length, size)),
-        ops.zeros((num_tiles, size, length)),
-        ops.zeros((num_tiles, size, channels)),
+        ops.zeros((num_tiles, *lead, length, size)),
+        ops.zeros((num_tiles, *lead, size, length)),
+        ops.zeros((num_tiles, *lead, size, channels)),
     )
     of_queries, of_keys, of_values = fold(key_tile, num_tiles, start)
-    return of_keys, ops.transpose(of_queries, (0, 2, 1)), of_values
+    return of_keys, ops.swapaxes(of_queries, -1, -2), of_values
 
 
-def _project_back(block: Any, weights: Any, gradients: Sequence[Any]) -> tuple[Any, ...]:
-    """Gradients of a block (pixel, filter) and of the weights from those of what they gave."""
-    across, of_block, of_weights = ops.transpose(block), None, []
-    for kernel, gradient in zip(weights[::2], gradients, strict=True):
-        more = ops.matmul(gradient, ops.transpose(ops.cast(kernel, block.dtype)))
-        of_block = more if of_block is None else of_block + more
+def _project_back(
+    part: Any, weights: Any, of_tiles: Sequence[Any], tiling: _Tiling
+) -> tuple[Any, ...]:
+    """Gradients of blocks (block, pixel, filter) and of each block's share in the weights'."""
+    across, of_part, of_weights = ops.transpose(part, (0, 2, 1)), None, []
+    for kernel, value in zip(weights[::2], of_tiles, strict=True):
+        whole = (tiling.group, tiling.num_tiles * tiling.size, value.shape[-1])
+        gradient = ops.cast(ops.reshape(value, whole)[:, : tiling.pixels], part.dtype)
+        more = ops.matmul(gradient, ops.transpose(ops.cast(kernel, part.dtype)))
+        of_part = more if of_part is None else of_part + more
         of_weights.append(ops.cast(ops.matmul(across, gradient), "float32"))
-        of_weights.append(ops.sum(ops.cast(gradient, "float32"), axis=0))
-    return (of_block, *of_weights)
-
-
-def _tiles(
-    padded: Any, weights: Any, grid: blocks.BlockGrid, dtype: str, number: Any
-) -> tuple[Any, Any, Any]:
-    """Queries, keys (tile, pixel, key filter + 1) and values (tile, pixel, filter) of a block."""
-    num_tiles, size = _tiling(grid.block_height * grid.block_width)
-    block = _fill(blocks.take(padded, grid, number), num_tiles, size)
-    keys, queries, values = project(block, weights, dtype)
-    inside = _fill(blocks.inside(grid)[number % grid.num_blocks], num_tiles, size)
-    queries, keys = with_presence(queries, keys, inside)
-    return tuple(_cut(value, num_tiles, size) for value in (queries, keys, values))
-
-
-def _tiling(pixels: Any) -> tuple[Any, Any]:
-    """Number of tiles of a block, and pixels of each; the last may be filled up."""
-    num_tiles = -(-pixels // TILE)
-    return num_tiles, -(-pixels // num_tiles)
-
-
-def _fill(x: Any, num_tiles: Any, size: Any) -> Any:
-    """(pixel, ...) filled up with zeros to num_tiles * size."""
-    missing = num_tiles * size - ops.shape(x)[0]
-    if blocks.is_equal(missing, 0):
-        return x
-    return ops.pad(x, ((0, missing), *((0, 0) for _ in x.shape[1:])))
-
-
-def _cut(x: Any, num_tiles: Any, size: Any) -> Any:
-    """(pixel, filter) to (tile, pixel, filter)."""
-    return ops.reshape(_fill(x, num_tiles, size), (num_tiles, size, x.shape[-1]))
+        of_weights.append(ops.sum(ops.cast(gradient, "float32"), axis=1))
+    return (of_part, *of_weights)
 
 
 def project(x: Any, weights: Sequence[Any], dtype: str) -> tuple[Any, Any, Any]:
@@ -248,3 +221,78 @@ def with_presence(queries: Any, keys: Any, inside: Any) -> tuple[Any, Any]:
     keys = ops.concatenate([keys, ops.expand_dims(column, -1)], axis=-1)
     queries = ops.concatenate([queries, ops.ones_like(queries[..., :1])], axis=-1)
     return queries, keys
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tiling:
+    """How blocks are taken; sizes are int, or scalars of the graph. Groups or tiles are one."""
+
+    num_blocks: Any
+    """Blocks of all examples."""
+    group: Any
+    """Blocks taken at once."""
+    pixels: Any
+    """Of a block."""
+    num_tiles: Any
+    """Tiles along the pixels of a block; the last may be filled up."""
+    size: Any
+    """Pixels along a tile."""
+    inside: Any
+    """(blocks of an example, pixel) bool, see blocks.inside."""
+
+    @property
+    def lead(self) -> tuple[Any, ...]:
+        """The axis of blocks; none for one block: products of two axes are faster than of three."""
+        return () if blocks.is_equal(self.group, 1) else (self.group,)
+
+
+def _tiling(x: Any, grid: blocks.BlockGrid) -> _Tiling:
+    """The tiling of x."""
+    pixels = grid.block_height * grid.block_width
+    num_blocks = ops.shape(x)[0] * grid.num_blocks
+    num_tiles = -(-pixels // TILE)
+    size = -(-pixels // num_tiles)
+    group = group_size(num_blocks, pixels)
+    return _Tiling(num_blocks, group, pixels, num_tiles, size, blocks.inside(grid))
+
+
+def group_size(num_blocks: Any, pixels: Any) -> Any:
+    """How many blocks have maps no larger than a tile together, at least 1 and at most all."""
+    group = (TILE // pixels) ** 2
+    if isinstance(group, int) and isinstance(num_blocks, int):
+        return min(max(group, 1), num_blocks)
+    return ops.minimum(ops.maximum(group, 1), num_blocks)
+
+
+def _take(rows: Any, first: Any, tiling: _Tiling) -> Any:
+    """A group's rows."""
+    start = (first, *(0 for _ in rows.shape[1:]))
+    return ops.slice(rows, start, (tiling.group, *ops.shape(rows)[1:]))
+
+
+def _tiles(
+    part: Any, weights: Any, dtype: str, first: Any, tiling: _Tiling
+) -> tuple[Any, Any, Any]:
+    """Queries, keys and values of the blocks (block, pixel, filter) from number `first` on.
+
+    All are (tile, [block,] pixel, filter); queries and keys have a filter more, see with_presence.
+    """
+    keys, queries, values = project(_fill(part, tiling), weights, dtype)
+    numbers = first + ops.arange(tiling.group, dtype="int32")
+    inside = ops.take(tiling.inside, numbers % ops.shape(tiling.inside)[0], axis=0)
+    queries, keys = with_presence(queries, keys, _fill(inside, tiling))
+    return _cut(queries, tiling), _cut(keys, tiling), _cut(values, tiling)
+
+
+def _fill(x: Any, tiling: _Tiling) -> Any:
+    """(block, pixel, ...) with zeros up to whole tiles."""
+    missing = tiling.num_tiles * tiling.size - ops.shape(x)[1]
+    if blocks.is_equal(missing, 0):
+        return x
+    return ops.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in x.shape[2:])))
+
+
+def _cut(x: Any, tiling: _Tiling) -> Any:
+    """(block, pixel, filter) to (tile, [block,] pixel of a tile, filter), see _Tiling.lead."""
+    shape = (tiling.num_tiles, *tiling.lead, tiling.size, x.shape[-1])
+    return ops.reshape(_fill(x, tiling), shape)
