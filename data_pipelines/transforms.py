@@ -89,6 +89,32 @@ def dihedral(batch: Batch, seed: int, epoch: int) -> Batch:
     }
 
 
+def gain(batch: Batch, seed: int, epoch: int) -> Batch:
+    """Multiply each example by one factor of 1/2 to 2, the same for its images of every GSD.
+
+    Light and atmosphere differ more from scene to scene than a few training scenes show, and the
+    sharpened picture of a brighter scene is the brighter picture. The factor's logarithm is
+    uniform; values are rounded, and end at the largest that their type holds.
+    """
+    bits = counter_hash(_tag("gain"), seed, epoch, np.asarray(batch["index"]))
+    factors = np.exp2((bits >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1).astype(np.float32)
+
+    def scale(images: NDArray[Any]) -> NDArray[Any]:
+        if images.ndim != 4:
+            return images
+        out = memory.empty(images.shape, np.float32)
+        np.multiply(images, factors[:, None, None, None], out=out)
+        if images.dtype.kind != "f":
+            np.minimum(np.rint(out, out=out), np.iinfo(images.dtype).max, out=out)
+        return out.astype(images.dtype, copy=False)
+
+    return {
+        **batch,
+        "inputs": {name: scale(images) for name, images in batch["inputs"].items()},
+        "targets": {name: scale(images) for name, images in batch["targets"].items()},
+    }
+
+
 def to_physical(batch: Batch, spec: DatasetSpec) -> Batch:
     """Stored numbers to physical units, float32: stored * scale, reflectance [1] for images.
 
@@ -117,4 +143,4 @@ def _tag(name: str) -> int:
     return int.from_bytes(name.encode()[:8], "little")
 
 
-TRANSFORMS: dict[str, Transform] = {"dihedral": dihedral}
+TRANSFORMS: dict[str, Transform] = {"dihedral": dihedral, "gain": gain}

@@ -142,6 +142,48 @@ def test_dihedral_refuses_images_that_are_not_square() -> None:
         transforms.dihedral(batch, 0, 0)
 
 
+def test_gain_multiplies_an_example_by_one_factor_of_a_half_to_two() -> None:
+    batch = make_batch(400)
+    batch["inputs"] = {name: images // 3 for name, images in batch["inputs"].items()}
+    batch["targets"]["superres_20m"] //= 3
+    out = transforms.gain(batch, 3, 5)
+    pairs = [(batch["inputs"][name], out["inputs"][name]) for name in batch["inputs"]]
+    pairs.append((batch["targets"]["superres_20m"], out["targets"]["superres_20m"]))
+    found = [
+        new.sum((1, 2, 3), dtype=np.float64) / old.sum((1, 2, 3), dtype=np.float64)
+        for old, new in pairs
+    ]
+    factors = found[0]
+    for other in found[1:]:
+        np.testing.assert_allclose(other, factors, rtol=1e-4)
+    for old, new in pairs:
+        assert new.dtype == old.dtype
+        exact = old * factors[:, None, None, None]
+        assert np.abs(new - exact).max() <= 2.5  # half a DN, and the factor's own error
+    assert 0.5 <= factors.min() < 0.52 and 1.94 < factors.max() <= 2
+    assert abs(np.log2(factors).mean()) < 0.15  # 5 sigma of 400 uniform draws of -1 to 1
+    np.testing.assert_array_equal(out["targets"]["labels"], batch["targets"]["labels"])
+
+
+def test_gain_depends_on_the_patch_not_on_its_batch_and_never_wraps_around() -> None:
+    batch = make_batch(40)
+    out = transforms.gain(batch, 1, 2)["inputs"]["gsd10"]
+    part = {
+        **batch,
+        "index": batch["index"][7:9],
+        **{
+            group: {name: images[7:9] for name, images in batch[group].items()}
+            for group in ("inputs", "targets")
+        },
+    }
+    np.testing.assert_array_equal(transforms.gain(part, 1, 2)["inputs"]["gsd10"], out[7:9])
+    assert (transforms.gain(batch, 1, 3)["inputs"]["gsd10"] != out).any()
+    brighter = out.mean((1, 2, 3)) > batch["inputs"]["gsd10"].mean((1, 2, 3)) * 1.05
+    assert brighter.any()
+    assert (out[brighter] >= batch["inputs"]["gsd10"][brighter]).all()
+    assert out.max() == np.iinfo(np.uint16).max
+
+
 def test_every_dn_survives_reflectance() -> None:
     spec = DatasetSpec("t", {"gsd10": TensorSpec((256, 256, 1), ("B02",), 10.0)}, {})
     stored = np.arange(2**16, dtype=np.uint16).reshape(1, 256, 256, 1)
