@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "Score models beside interpolation, as the paper's tables do.",
     "predict": "Sharpen granules to 10 m: COG, GeoTIFF or Zarr.",
     "report": "Write one HTML page about a training run.",
+    "card": "Pack a trained model with its model card.",
 }
 
 

@@ -1,4 +1,4 @@
-"""`python -m kerass2.evaluate MODEL_OR_WORKDIR`: models beside interpolation, by every metric.
+"""`python -m kerass2.evaluate [MODEL_OR_WORKDIR]`: models beside interpolation, by every metric.
 
 What is scored, and how, stands in scores.py, whole.py and metrics.py; the tables in tables.py.
 """
@@ -59,7 +59,7 @@ class Job:
 
 
 def check(
-    model: str | pathlib.Path,
+    model: str | pathlib.Path | None,
     *,
     data: str | None = None,
     split: str | None = None,
@@ -72,11 +72,13 @@ def check(
     """Everything that can be wrong with models, data or output, found before ranks start.
 
     Args:
-        model: a .keras file, the work folder of kerass2.fit, or DSen2's weights (.npz).
+        model: a .keras file, the work folder of kerass2.fit, DSen2's weights (.npz), or the name of
+            weights that come with the package; None: those for the data's task and level.
         data: a prepared folder, a product or "synthetic"; by default what the model was trained
             on, else the sample.
         split: "train", "validation" or "test", the default.
-        output: evaluation.json beside the model by default; beside an .npz none.
+        output: evaluation.json beside the model by default; beside an .npz, and in the package,
+            none.
         overwrite: replace an output of other data or another split. One of the same model, data
             and split holds what comes out again: it is refreshed without asking.
         also: more models, NAME=PATH.
@@ -86,14 +88,14 @@ def check(
     Raises:
         DataError: what is missing or in the way.
     """
-    from kerass2 import methods, tables
+    from kerass2 import methods, shipped, tables
 
-    found = (methods.find(model), *methods.parse(also))
+    found = (methods.find(model or shipped.find_for_data(data)), *methods.parse(also))
     methods.check_tasks(found)
     main = found[0]
     rows = None if published is None else tables.read_published(published, main.task)
     opened, split = _open(main, data, split, whole)
-    if output is None and main.file.suffix != ".npz":
+    if output is None and main.file.suffix != ".npz" and main.file.parent != shipped.FOLDER:
         output = main.file.parent / workdir.EVALUATION
     if output is not None:
         expected = {"data": str(opened.path), "split": split, "model": main.file.name}
@@ -159,9 +161,9 @@ def evaluate(job: Job, strategy: Strategy) -> dict[str, Any]:
     """Evaluate as this rank of `strategy`; rank 0 writes the file. Every rank calls it.
 
     Returns:
-        evaluate_model's result with "model", "models" (by method: file, levels and facts of its
-        training), "data", "levels", "description" and "synthetic" before it, "published" behind;
-        None for values that are not finite, which JSON does not have.
+        evaluate_model's result with "model", "models" (by method: file, digest, levels and facts of
+        its training), "data", "levels", "description" and "synthetic" before it, "published"
+        behind; None for values that are not finite, which JSON does not have.
     """
     found: dict[str, Any] = finite(run(job, strategy))
     return found
@@ -170,6 +172,7 @@ def evaluate(job: Job, strategy: Strategy) -> dict[str, Any]:
 def run(job: Job, strategy: Strategy) -> dict[str, Any]:
     """Like evaluate, with NaN and infinite values as they are."""
     from kerass2 import methods
+    from kerass2.job import Init
 
     networks = {method.name: methods.load(method) for method in job.methods}
     if job.view is not None:
@@ -187,7 +190,12 @@ def run(job: Job, strategy: Strategy) -> dict[str, Any]:
     result = {
         "model": job.methods[0].file.name,
         "models": {
-            method.name: {"file": str(method.file), "levels": method.levels, **method.facts}
+            method.name: {
+                "file": str(method.file),
+                "digest": Init.of(method.file).digest,
+                "levels": method.levels,
+                **method.facts,
+            }
             for method in job.methods
         },
         "data": str(job.data.path),
@@ -208,7 +216,12 @@ def run(job: Job, strategy: Strategy) -> dict[str, Any]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", metavar="MODEL_OR_WORKDIR", type=click.Path(path_type=pathlib.Path))
+@click.argument(
+    "model",
+    metavar="[MODEL_OR_WORKDIR]",
+    required=False,
+    type=click.Path(path_type=pathlib.Path),
+)
 @ranks.options(default="single")
 @click.option(
     "--data",
@@ -246,7 +259,7 @@ def run(job: Job, strategy: Strategy) -> dict[str, Any]:
 @click.option("--overwrite", is_flag=True, help="Replace an output of other data or another split.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def main(
-    model: pathlib.Path,
+    model: pathlib.Path | None,
     strategy: str,
     workers: int | None,
     data: str | None,
@@ -261,6 +274,8 @@ def main(
     as_json: bool,
 ) -> None:
     """Score a model beside interpolation and other models, per band and scene, by every metric.
+
+    Without MODEL_OR_WORKDIR: the weights that come with kerass2 for the data's task and level.
 
     The table 'bands' has every metric by band, 'paper' the columns of the super-resolution paper's
     tables and the textbook's definitions beside them, 'scenes' every metric by scene with mean and

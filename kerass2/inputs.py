@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from data_pipelines.spec import DataError
-from kerass2 import workdir
+from kerass2 import shipped, workdir
 
 if TYPE_CHECKING:
     import keras
@@ -126,12 +126,12 @@ def choose_data(data: str | None, task: str) -> Data:
 
 
 def find_model(path: str | pathlib.Path) -> pathlib.Path:
-    """The .keras file that a path means: itself, or the one in a work folder.
+    """The .keras file that a path means: itself, the one in a work folder, or the package's own.
 
     Raises:
         DataError: there is none.
     """
-    path = pathlib.Path(path)
+    path = shipped.by_name(path) or pathlib.Path(path)
     file = path / workdir.MODEL if path.is_dir() else path
     if not file.is_file():
         raise DataError(

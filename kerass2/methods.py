@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 MAIN = "model"
 # Interpolations that every table has; functions of kerass2.resampling.
 BASELINES = ("bicubic", "bilinear")
+# Of whole scenes a further one, the strongest: scipy's, whose prefilter sees the whole image.
+SPLINE = "cubic_spline"
 # In paths and names: MSIL1C of products, L2A of scenes, dsen2_L1C20M.npz of weights.
 _LEVEL = re.compile(r"(?:^|[_\W]|MSI)(L1C|L2A)", re.IGNORECASE)
 _MEANING = {"L1C": "top-of-atmosphere reflectance", "L2A": "surface reflectance"}
@@ -72,7 +74,7 @@ def parse(also: Iterable[str]) -> list[Method]:
         DataError: a text of another form, a name that is taken, or no model at the path.
     """
     methods: list[Method] = []
-    taken = {MAIN, *BASELINES}
+    taken = {MAIN, *BASELINES, SPLINE}
     for text in also:
         name, equals, path = text.partition("=")
         if not equals or not name.strip() or not path:
@@ -136,7 +138,9 @@ def compile_for(model: keras.Model, spec: DatasetSpec | None = None, where: str 
 
 
 def interpolate(name: str, lowres: NDArray[Any], scale: int) -> NDArray[np.float32]:
-    """(batch, y, x, band) enlarged by one of BASELINES; one band at a time is in the backend."""
+    """(batch, y, x, band) enlarged by one of BASELINES or SPLINE; a band at a time is in memory."""
+    if name == SPLINE:
+        return _spline(lowres, scale)
     from keras import ops
 
     from kerass2 import resampling
@@ -150,6 +154,18 @@ def interpolate(name: str, lowres: NDArray[Any], scale: int) -> NDArray[np.float
     for band in range(lowres.shape[3]):
         enlarged = functions[name](np.ascontiguousarray(lowres[..., band : band + 1]), scale)
         out[..., band : band + 1] = ops.convert_to_numpy(enlarged)
+    return out
+
+
+def _spline(lowres: NDArray[Any], scale: int) -> NDArray[np.float32]:
+    """Enlarged by cubic splines; pixels' corners stay where they are."""
+    from scipy import ndimage
+
+    height, width = lowres.shape[1] * scale, lowres.shape[2] * scale
+    out = np.empty((len(lowres), height, width, lowres.shape[3]), np.float32)
+    for number, band in np.ndindex(len(lowres), lowres.shape[3]):
+        image = np.asarray(lowres[number, ..., band], np.float32)
+        out[number, ..., band] = ndimage.zoom(image, scale, order=3, mode="reflect", grid_mode=True)
     return out
 
 
@@ -174,7 +190,7 @@ def warn_of_level(method: Method, levels: Sequence[str]) -> str:
 
 
 def _trained_on(file: pathlib.Path) -> tuple[str, ...]:
-    """Levels that data.json beside a model tells of: by itself, or by the data set it names."""
+    """Levels that data.json beside a model tells of, by itself or the data set, or its name."""
     facts = inputs.read_json(file.parent / workdir.DATA) or {}
     if facts.get("levels"):
         return tuple(map(str, facts["levels"]))
@@ -183,7 +199,9 @@ def _trained_on(file: pathlib.Path) -> tuple[str, ...]:
         names = manifest["provenance"]["scenes"]
     except (OSError, KeyError, TypeError, ValueError):
         names = []  # the data set is gone, or a product: its name may tell
-    return tuple(find_levels(names) or find_levels([facts.get("data", "")]))
+    return tuple(
+        find_levels(names) or find_levels([facts.get("data", "")]) or find_levels([file.stem])
+    )
 
 
 def _read_facts(folder: pathlib.Path) -> dict[str, Any]:

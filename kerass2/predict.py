@@ -1,9 +1,11 @@
-"""`python -m kerass2.predict MODEL INPUT... -o OUT`: sharpen granules to 10 m."""
+"""`python -m kerass2.predict [MODEL] INPUT... -o OUT`: sharpen granules to 10 m."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +29,8 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def predict_granule(
-    model: keras.Model,
-    granule: Granule,
+    granule: Granule | str | os.PathLike[str],
+    model: keras.Model | None = None,
     *,
     model_60m: keras.Model | None = None,
     bands: Sequence[str] | None = None,
@@ -40,10 +42,12 @@ def predict_granule(
     """Sharpen a granule, lazily: pixels are computed when they are asked for.
 
     Args:
-        model: a super-resolution model of kerass2.models, which takes and gives reflectance [1].
-        granule: see data_pipelines.granule.open_granule.
+        granule: of data_pipelines.granule.open_granule, or what that takes: the path of a product.
+        model: a super-resolution model of kerass2.models, which takes and gives reflectance [1];
+            None: the package's own, see kerass2.shipped, for the bands that are wanted.
         model_60m: another one, for the 60 m bands.
-        bands: names; None: those that the models give; ("all",): the 10 m bands, too.
+        bands: names; None: those that the models give, or of the package's own the 20 m bands;
+            ("all",): the 10 m bands, too.
         roi: the part to make [px of 10 m]; None: all.
         procedure: see networks.build_network.
         precision: likewise.
@@ -56,16 +60,35 @@ def predict_granule(
         both attributes. See lazy.build_dataset.
 
     Raises:
-        DataError: the granule lacks what the model takes; and when pixels are computed, the model
-            gives NaN.
+        DataError: the granule lacks what the model takes, or no weights for it come with the
+            package; and when pixels are computed, the model gives NaN.
     """
+    from data_pipelines.granule import Granule, open_granule
     from kerass2 import lazy, networks, sharpen
 
-    models = [model] if model_60m is None else [model, model_60m]
+    if not isinstance(granule, Granule):
+        granule = open_granule(granule)
+    models = _own_models(granule, bands, model_60m) if model is None else [model]
+    models += [] if model_60m is None else [model_60m]
     used = [
         networks.build_network(each, procedure=procedure, precision=precision) for each in models
     ]
     return lazy.build_dataset(sharpen.build_plan(granule, used, bands=bands, roi=roi, core=core))
+
+
+def _own_models(
+    granule: Granule, bands: Sequence[str] | None, model_60m: keras.Model | None
+) -> list[keras.Model]:
+    """The package's own for the bands that are wanted, but for what model_60m does."""
+    from kerass2 import inputs, methods, shipped
+
+    tasks = shipped.find_tasks(bands) if model_60m is None else ("superres_20m",)
+    level = shipped.find_level(granule)
+    files = [shipped.find(task, level) for task in tasks]
+    for file in files:
+        if text := methods.warn_of_level(methods.find(file), [level] if level else []):
+            warnings.warn(text.removeprefix("warning: "), stacklevel=3)
+    return [inputs.load_model(file) for file in files]
 
 
 class _Numbers(click.ParamType):
@@ -92,7 +115,7 @@ class _Numbers(click.ParamType):
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument(
     "arguments",
-    metavar="MODEL_OR_WORKDIR INPUT...",
+    metavar="[MODEL_OR_WORKDIR] INPUT...",
     nargs=-1,
     required=True,
     type=click.Path(path_type=pathlib.Path),
@@ -161,6 +184,9 @@ def main(
     arguments: tuple[pathlib.Path, ...], strategy: str, workers: int | None, **options: Any
 ) -> None:
     """Sharpen each INPUT to 10 m.
+
+    MODEL_OR_WORKDIR is a .keras file, the work folder of kerass2.fit, or the name of weights that
+    come with kerass2 (superres_20m_L1C). Without it those are taken that fit the INPUT's level.
 
     INPUT is a Sentinel-2 product (.SAFE, .zip, MTD_*.xml), a STAC item, a folder of one GeoTIFF or
     JPEG 2000 a band or of gsd10.tif, gsd20.tif, gsd60.tif, a BigEarthNet patch or a .npz scene; the

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_pipelines.spec import DataError
-from kerass2 import inputs, workdir
+from kerass2 import inputs, shipped, workdir
 
 if TYPE_CHECKING:
     from data_pipelines.granule import Granule
@@ -80,7 +80,7 @@ def check(arguments: Sequence[pathlib.Path], **options: Any) -> Job:
     """Everything that can be wrong with models and outputs, found before ranks start.
 
     Args:
-        arguments: model and inputs; with option bicubic inputs only.
+        arguments: model and inputs; without a model, or with option bicubic, inputs only.
         **options: of kerass2.predict: output, model_60m, bands, roi, roi_lonlat, geojson, kind,
             procedure, precision, bicubic, stac, preview, resume, overwrite, window, border.
 
@@ -103,6 +103,7 @@ def check(arguments: Sequence[pathlib.Path], **options: Any) -> Job:
     resolved = [sample.resolve_granule(source) for source in sources]
     paths = tuple(path for path, _ in resolved)
     messages = tuple(dict.fromkeys(message for _, message in resolved if message))
+    messages += shipped.say_which(models)
     targets = _find_targets(paths, options)
     _keep_inputs(targets, (*paths, *models))
     if options["resume"] and len(targets) > 1:
@@ -131,22 +132,15 @@ def _find_models(
     arguments: Sequence[pathlib.Path], bands: Sequence[str] | None, options: dict[str, Any]
 ) -> tuple[tuple[pathlib.Path, ...], tuple[str, ...], Sequence[pathlib.Path]]:
     """(model files, their tasks, inputs) of a command line."""
-    from data_pipelines import sentinel2
-
     second = options["model_60m"]
     if options["bicubic"]:
         if second is not None:
             raise click.UsageError("--bicubic takes no model")
-        coarse = bands is not None and {"all", *sentinel2.BANDS_60M} & set(bands)
-        fine = bands is None or {"all", *sentinel2.BANDS_20M} & set(bands)
-        wanted = zip(TASKS, (fine, coarse), strict=True)
-        tasks = tuple(task for task, is_wanted in wanted if is_wanted)
-        return (), tasks or ("superres_20m",), arguments
-    if len(arguments) < 2:
-        raise click.UsageError(
-            f"{arguments[0]}: expected MODEL_OR_WORKDIR and INPUT (or --bicubic)"
-        )
-    models = tuple(map(inputs.find_model, [arguments[0], *([second] if second else [])]))
+        return (), shipped.find_tasks(bands), arguments
+    given, sources = shipped.complete(arguments, shipped.find_tasks(bands), second)
+    if not sources:
+        raise click.UsageError(f"{given[0]}: expected an INPUT behind the model")
+    models = tuple(map(inputs.find_model, given))
     tasks = tuple(map(inputs.read_task, models))
     unknown = [f"{path}: task {t}" for path, t in zip(models, tasks, strict=True) if t not in TASKS]
     if unknown:
@@ -160,7 +154,7 @@ def _find_models(
         raise DataError(
             f"{models[number]}: a model for {tasks[number]}; {place} has to be one for {expected}"
         )
-    return models, tasks, arguments[1:]
+    return models, tasks, sources
 
 
 def _find_targets(sources: Sequence[pathlib.Path], options: dict[str, Any]) -> tuple[Target, ...]:

@@ -231,7 +231,7 @@ def evaluate_model(
 def evaluate_scenes(
     data: inputs.Data, networks: Mapping[str, keras.Model], strategy: Strategy, *, view: str
 ) -> dict[str, Any]:
-    """Like evaluate_model for whole scenes, with all baselines. Every rank calls it.
+    """Like evaluate_model for whole scenes, with all interpolations. Every rank calls it.
 
     Args:
         data: of whole.open_data.
@@ -243,7 +243,7 @@ def evaluate_scenes(
 
     described = models.describe(networks[methods.MAIN])
     scores = Scores(
-        (*methods.BASELINES, *networks),
+        (*methods.BASELINES, methods.SPLINE, *networks),
         data.provenance["scenes"],
         described["target_bands"],
         described["scale"],

@@ -70,7 +70,7 @@ def dn_of(found: xarray.Dataset) -> np.ndarray:
 
 def sharpen_dn(model: keras.Model, granule: Granule, **options: object) -> np.ndarray:
     """(band, y, x) uint16 of a granule."""
-    return dn_of(predict.predict_granule(model, granule, **options))
+    return dn_of(predict.predict_granule(granule, model, **options))
 
 
 def folder_of(path: pathlib.Path, cubes: dict[str, np.ndarray]) -> pathlib.Path:
@@ -109,7 +109,7 @@ def run_alone(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_equals_the_model_on_the_whole_image(model: keras.Model) -> None:
     cubes = pixels(64, 80)
-    dataset = predict.predict_granule(model, granule_of(cubes))
+    dataset = predict.predict_granule(granule_of(cubes), model)
     found = dn_of(dataset)
     padded = {
         name: np.pad(cube, ((0, 0), (margin, margin), (margin, margin)), mode="symmetric")
@@ -235,7 +235,7 @@ def test_dn_with_an_offset_come_out_as_they_came_in(
         number = len(cube.band)
         cube.attrs |= {"offset": (-1000.0,) * number, "quantification": (10000.0,) * number}
     plain = sharpen_dn(model, granule_of(cubes))
-    dataset = predict.predict_granule(model, offset)
+    dataset = predict.predict_granule(offset, model)
     assert {variable.attrs["offset"] for variable in dataset.values()} == {-1000.0}
     found = dn_of(dataset)
     expected = plain.astype(int) + 1000
@@ -384,7 +384,7 @@ def test_help_is_fast() -> None:
     begin = time.monotonic()
     done = run_alone("--help")
     assert done.returncode == 0
-    assert "MODEL_OR_WORKDIR INPUT..." in done.stdout
+    assert "[MODEL_OR_WORKDIR] INPUT..." in done.stdout
     assert tuple(raster_formats.FORMATS) == predict.FORMATS
     assert predict.PROCEDURES == networks.PROCEDURES
     assert tuple(precision.POLICIES) == predict.PRECISIONS

@@ -536,7 +536,7 @@ def test_lazy_dataset_computes_only_what_is_asked_for(
         sharpen, "make_region", lambda *given: (made.append(given[3]), real(*given))[1]
     )
     found = predict.predict_granule(
-        models.load_model(files["s2x"]), open_granule(files["product"]), core=96
+        open_granule(files["product"]), models.load_model(files["s2x"]), core=96
     )
     assert not made
     assert found.B05.data.chunksize == (96, 96)

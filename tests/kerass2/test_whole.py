@@ -222,4 +222,4 @@ def test_dsen2_on_a_real_scene_by_the_command(
     bands = sentinel2.bands_at(gsd)
     np.testing.assert_allclose([values[band] for band in bands], expected, rtol=0.01)
     assert "warning" not in done.stderr
-    assert list(found["methods"]) == [*methods.BASELINES, "model"]
+    assert list(found["methods"]) == [*methods.BASELINES, methods.SPLINE, "model"]
