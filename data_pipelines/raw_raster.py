@@ -70,8 +70,10 @@ class RawRaster:
         """Make the file with room for all pixels, keeping those that are there already.
 
         Raises:
-            DataError: it cannot be made, or the disk has no room for it.
+            DataError: it cannot be made, the disk has no room for it, or GDAL knows no such CRS.
         """
+        import rasterio
+
         size = self.description.num_bytes
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -82,6 +84,11 @@ class RawRaster:
             finally:
                 os.close(descriptor)
             self.vrt.write_text(build_vrt(self.description, self.path.name), encoding="utf-8")
+        except rasterio.errors.CRSError as error:
+            crs = self.description.crs
+            raise DataError(
+                f"{self.path.parent}: CRS {crs!r}: not known to GDAL: {error}"
+            ) from error
         except OSError as error:
             raise self._not_written(error) from error
 

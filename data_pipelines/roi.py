@@ -141,12 +141,15 @@ def _around(
     """The smallest window with all pixels that hold a point, clipped to the granule."""
     if crs is None or transform is None:
         raise DataError(f"{name}: has no CRS, so longitudes and latitudes have no place in it")
+    import rasterio
     import rasterio.warp
     from affine import Affine
 
-    xs, ys = rasterio.warp.transform(
-        LONLAT, crs, [lon for lon, _ in points], [lat for _, lat in points]
-    )
+    lons, lats = zip(*points, strict=True)
+    try:
+        xs, ys = rasterio.warp.transform(LONLAT, crs, lons, lats)
+    except rasterio.errors.CRSError as error:
+        raise DataError(f"{name}: CRS {crs!r}: not known to GDAL: {error}") from error
     inverse = tuple(~Affine(*transform))[:6]
     places = [place_of(inverse, *point) for point in zip(xs, ys, strict=True)]
     if not all(math.isfinite(value) for place in places for value in place):

@@ -62,9 +62,14 @@ def write(
     Raises:
         DataError: the raster has no place on earth, or the file cannot be written.
     """
-    item = build(about, granule, asset, kind=kind, preview=preview, models=models)
+    import rasterio
+
     try:
+        item = build(about, granule, asset, kind=kind, preview=preview, models=models)
         path.write_text(json.dumps(item.to_dict(include_self_link=False), indent=2) + "\n")
+    except rasterio.errors.CRSError as error:
+        name = granule.name
+        raise DataError(f"{name}: CRS {about.crs!r}: not known to GDAL: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
 
@@ -113,6 +118,16 @@ def build(
         picture = pystac.Asset(f"./{preview.name}", media_type="image/png", roles=["overview"])
         item.add_asset("preview", picture)
     return item
+
+
+def is_item_of(path: pathlib.Path, asset: pathlib.Path) -> bool:
+    """Whether a file is an item that `write` has made for a raster beside it."""
+    try:
+        item = json.loads(path.read_bytes())
+        software = item["properties"]["processing:software"]
+        return "kerass2" in software and item["assets"]["data"]["href"] == f"./{asset.name}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def footprint(about: Description) -> dict[str, Any]:

@@ -28,7 +28,7 @@ POINTWISE = frozenset(
     | {"BatchNormalization", "SyncBatchNormalization"}
 )
 # Layers that look at a whole block, or at the whole window where they have none.
-IN_BLOCKS = frozenset({"MeanShift", "SelfAttention"})
+IN_BLOCKS = frozenset({"MeanShift", "SelfAttention", "Blended"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,10 @@ def _reads(layer: Any, margin: int) -> int:
     """Margin of a layer's input that its output needs to be right with this margin [px]."""
     kind = type(layer).__name__
     if kind in IN_BLOCKS:
-        return -(-margin // int(layer.block)) * int(layer.block)
+        block = int(layer.block)
+        # Half a block at the edges knows one lattice only.
+        known = margin + (block // 2 if kind == "Blended" else 0)
+        return -(-known // block) * block
     if kind in POINTWISE:
         return margin
     if kind == "Upsample":
@@ -189,6 +192,8 @@ def _flop(layer: Any, channels: int) -> float:
     """Of a convolution or attention for each pixel; other layers take next to none."""
     if hasattr(layer, "kernel_size"):
         return 2.0 * float(math.prod(layer.kernel_size)) * channels * int(layer.filters)
+    if type(layer).__name__ == "Blended":
+        return len(layer.lattices) * _flop(layer.inner, channels)
     if type(layer).__name__ == "SelfAttention":
         keys, pixels = int(layer.key_filters), int(layer.block) ** 2
         return 2.0 * (channels * (2 * keys + channels) + pixels * (keys + channels))

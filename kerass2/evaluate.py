@@ -53,9 +53,7 @@ class Job:
         """Levels of the products that the data come from, as far as they tell."""
         from kerass2 import methods
 
-        facts = self.data.provenance
-        names = (*facts.get("scenes", ()), self.data.path.name)
-        return [str(level) for level in facts.get("levels") or methods.find_levels(names)]
+        return methods.data_levels(self.data)
 
 
 def check(
@@ -72,13 +70,13 @@ def check(
     """Everything that can be wrong with models, data or output, found before ranks start.
 
     Args:
-        model: a .keras file, the work folder of kerass2.fit, DSen2's weights (.npz), or the name of
-            weights that come with the package; None: those for the data's task and level.
+        model: a .keras file, the work folder of kerass2.fit, DSen2's weights (.npz, .hdf5), or the
+            name of weights that come with the package; None: those for the data's task and level.
         data: a prepared folder, a product or "synthetic"; by default what the model was trained
             on, else the sample.
         split: "train", "validation" or "test", the default.
-        output: evaluation.json beside the model by default; beside an .npz, and in the package,
-            none.
+        output: evaluation.json beside the model by default; beside DSen2's weights, and in the
+            package, none.
         overwrite: replace an output of other data or another split. One of the same model, data
             and split holds what comes out again: it is refreshed without asking.
         also: more models, NAME=PATH.
@@ -95,7 +93,7 @@ def check(
     main = found[0]
     rows = None if published is None else tables.read_published(published, main.task)
     opened, split = _open(main, data, split, whole)
-    if output is None and main.file.suffix != ".npz" and main.file.parent != shipped.FOLDER:
+    if output is None and not main.is_published and main.file.parent != shipped.FOLDER:
         output = main.file.parent / workdir.EVALUATION
     if output is not None:
         expected = {"data": str(opened.path), "split": split, "model": main.file.name}
@@ -115,7 +113,7 @@ def _open(
         if data is None:
             raise DataError("--whole needs --data: a product, a scene (.npz) or a folder of them")
         return scenes.open_data(data, main.task), scenes.SPLIT
-    if main.file.suffix == ".npz":  # published weights have no data set of their own
+    if main.is_published:  # such weights have no data set of their own
         found = inputs.choose_data(data, main.task)
     else:
         found = inputs.find_data(main.file, data)
@@ -239,7 +237,7 @@ def run(job: Job, strategy: Strategy) -> dict[str, Any]:
     "--also",
     multiple=True,
     metavar="NAME=PATH",
-    help="A further model: .keras, work folder, or DSen2's weights (.npz). Again for more.",
+    help="A further model: .keras, work folder, or DSen2's weights (.npz, .hdf5). Again for more.",
 )
 @click.option(
     "--published",

@@ -170,7 +170,13 @@ def _finish(run: Session, done: int, log: TrainingLog | NoLog) -> None:
             source = job.data.open("validation")
             scores = evaluate.evaluate_model(model, source, run.strategy)
             rmse = {method: values["rmse"]["mean"] for method, values in scores["methods"].items()}
-            log.event(done, validation_rmse=rmse["model"], validation_rmse_bicubic=rmse["bicubic"])
+            # Of all patches; those between the steps may be of fewer (run.validation_patches).
+            log.event(
+                done,
+                validation_rmse=rmse["model"],
+                validation_rmse_bicubic=rmse["bicubic"],
+                validation_patches=len(source),
+            )
             if run.strategy.is_chief:
                 click.echo(
                     f"validation RMSE {rmse['model']:.2f} DN, bicubic {rmse['bicubic']:.2f} DN, "

@@ -126,7 +126,7 @@ def choose_data(data: str | None, task: str) -> Data:
 
 
 def find_model(path: str | pathlib.Path) -> pathlib.Path:
-    """The .keras file that a path means: itself, the one in a work folder, or the package's own.
+    """The file of a model that a path means: itself, the .keras file in a work folder, or our own.
 
     Raises:
         DataError: there is none.
@@ -135,7 +135,8 @@ def find_model(path: str | pathlib.Path) -> pathlib.Path:
     file = path / workdir.MODEL if path.is_dir() else path
     if not file.is_file():
         raise DataError(
-            f"{file}: not found; expected a .keras file or the work folder of kerass2.fit"
+            f"{file}: not found; expected a .keras file, the work folder of kerass2.fit, or "
+            "DSen2's weights (.npz, .hdf5)"
         )
     return file
 

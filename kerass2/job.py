@@ -65,13 +65,19 @@ class Job:
     """Weights to start from; None: random ones."""
 
     def describe_data(self) -> dict[str, Any]:
-        """What data.json says: the data, what the weights started from, and the command."""
+        """What data.json says: the data, their levels (L1C, L2A) where they tell, and the command.
+
+        And what the weights started from.
+        """
+        from kerass2 import methods
+
         init = {} if self.init is None else {"init": _plain(self.init)}
         return {
             **init,
             "data": str(self.data.path),
             "manifest": self.data.digest,
             "description": self.data.description,
+            "levels": methods.data_levels(self.data),
             "command": shlex.join(["python", *sys.orig_argv[1:]]),
         }
 
@@ -99,8 +105,8 @@ def check(
     """The job of a command line; on resume, with the data and the weights it was begun with.
 
     Raises:
-        ConfigError: an augmentation that does not exist, no length given, or what waits for a
-            validation that does not take place.
+        ConfigError: an augmentation that does not exist, a model without weights, no length given,
+            or what waits for a validation that does not take place.
         DataError: no such data, damaged, of another task, too few; no such file of weights; or the
             workdir holds results of another experiment or of other data.
     """
@@ -108,6 +114,7 @@ def check(
     from data_pipelines.spec import DataError
 
     _check_transforms(experiment)
+    _check_model(experiment)
     if not overwrite:
         experiment = folder.check(workdir, experiment, resume=resume)
     begun = folder.read_data(workdir) if resume else {}
@@ -160,6 +167,16 @@ def _check_transforms(experiment: config.Experiment) -> None:
     if unknown:
         there = ", ".join(TRANSFORMS)
         raise config.ConfigError(f"data.augment: no transform {unknown[0]!r}; there are: {there}")
+
+
+def _check_model(experiment: config.Experiment) -> None:
+    from kerass2 import methods
+
+    if experiment.model.name in methods.BASELINES:
+        raise config.ConfigError(
+            f"model.name: {experiment.model.name!r} is an interpolation and has no weights to "
+            "train; kerass2.evaluate scores it, and kerass2.predict --bicubic applies it"
+        )
 
 
 def _warn_of_cosine(experiment: config.Experiment, workdir: pathlib.Path) -> None:

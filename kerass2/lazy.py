@@ -47,11 +47,20 @@ def build_dataset(plan: Plan) -> xarray.Dataset:
         )
     whole = dask.array.block([[block for block in row] for row in rows.values()])
     place = meaning.georeference(plan.granule, plan.roi)
-    means = meaning.band_meaning(plan)
-    variables = {}
-    for index, band in enumerate(plan.bands):
-        offset, quantification = means[band]
-        attributes = {
+    variables = {
+        band: (("y", "x"), whole[index], attributes)
+        for index, (band, attributes) in enumerate(_attributes(plan, place["crs"]).items())
+    }
+    places = coordinates(place["transform"], place["crs"], (plan.roi.height, plan.roi.width))
+    about = {"granule": plan.granule.name, **meaning.describe_output(plan).tags}
+    return xarray.Dataset(variables, places, about)
+
+
+def _attributes(plan: Plan, crs: str | None) -> dict[str, dict[str, Any]]:
+    """What the DN of each band mean."""
+    found: dict[str, dict[str, Any]] = {}
+    for band, (offset, quantification) in meaning.band_meaning(plan).items():
+        found[band] = {
             "gsd": 10.0,
             "nodata": sentinel2.NO_DATA,
             "saturated": sentinel2.SATURATED,
@@ -60,12 +69,9 @@ def build_dataset(plan: Plan) -> xarray.Dataset:
             "quantification": quantification,
             "wavelength": sentinel2.BANDS[band].wavelength,
         }
-        if place["crs"] is not None:
-            attributes["grid_mapping"] = "spatial_ref"
-        variables[band] = (("y", "x"), whole[index], attributes)
-    places = coordinates(place["transform"], place["crs"], (plan.roi.height, plan.roi.width))
-    about = {"granule": plan.granule.name, **meaning.describe_output(plan).tags}
-    return xarray.Dataset(variables, places, about)
+        if crs is not None:
+            found[band]["grid_mapping"] = "spatial_ref"
+    return found
 
 
 def _around(

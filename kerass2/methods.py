@@ -1,7 +1,7 @@
 """What is evaluated side by side: interpolations, and models by name and path.
 
-A model is a .keras file, the work folder of a run, or published DSen2 weights (.npz). What such a
-thing is for, and what it was trained on, is found out here without Keras, before ranks start.
+A model is a .keras file, the work folder of a run, or published DSen2 weights (.npz, .hdf5). What
+it is for, and what it was trained on, is found out here without Keras, before ranks start.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 import json
 import pathlib
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,8 @@ SPLINE = "cubic_spline"
 # In paths and names: MSIL1C of products, L2A of scenes, dsen2_L1C20M.npz of weights.
 _LEVEL = re.compile(r"(?:^|[_\W]|MSI)(L1C|L2A)", re.IGNORECASE)
 _MEANING = {"L1C": "top-of-atmosphere reflectance", "L2A": "surface reflectance"}
+# Published weights; other files are models of ours.
+_DSEN2_SUFFIXES = (".npz", ".hdf5", ".h5")
 # Input bands of DSen2's first convolution -> task.
 _DSEN2_TASKS = {10: "superres_20m", 12: "superres_60m"}
 
@@ -46,13 +47,18 @@ class Method:
     name: str
     """As in tables and results."""
     file: pathlib.Path
-    """The .keras or .npz file."""
+    """The .keras file, or that of published weights."""
     task: str
     """What it is for."""
     levels: tuple[str, ...] = ()
     """Levels of the products that it was trained on, as far as is known."""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Of its training, where known: `global_batch`, `ranks`, `seconds`."""
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the file has DSen2's published weights, with no data and no run beside it."""
+        return self.file.suffix.lower() in _DSEN2_SUFFIXES
 
 
 def find(path: str | pathlib.Path, name: str = MAIN) -> Method:
@@ -62,7 +68,7 @@ def find(path: str | pathlib.Path, name: str = MAIN) -> Method:
         DataError: there is none, or the file holds no model of ours.
     """
     file = inputs.find_model(path)
-    if file.suffix == ".npz":
+    if file.suffix.lower() in _DSEN2_SUFFIXES:
         return Method(name, file, _read_dsen2(file)[0], tuple(find_levels([file.stem])))
     return Method(name, file, inputs.read_task(file), _trained_on(file), _read_facts(file.parent))
 
@@ -107,7 +113,7 @@ def load(method: Method) -> keras.Model:
     Raises:
         DataError: the file is damaged.
     """
-    if method.file.suffix != ".npz":
+    if not method.is_published:
         return inputs.load_model(method.file)
     from kerass2 import models
     from kerass2.models import weights
@@ -174,34 +180,46 @@ def find_levels(names: Iterable[object]) -> list[str]:
     return sorted({level.upper() for name in names for level in _LEVEL.findall(str(name))})
 
 
-def warn_of_level(method: Method, levels: Sequence[str]) -> str:
+def data_levels(data: inputs.Data) -> list[str]:
+    """Levels of the products that data come from, as far as they or their names tell, sorted."""
+    facts = data.provenance
+    names = (*facts.get("scenes", ()), data.path.name)
+    return sorted(map(str, facts.get("levels") or find_levels(names)))
+
+
+def warn_of_level(method: Method, levels: Sequence[str], what: str = "these data are") -> str:
     """What to say when a model was trained on another kind of data than it is given; else ""."""
     if not method.levels or not levels or set(levels) <= set(method.levels):
         return ""
     trained, given = (
-        " and ".join(f"{level} ({_MEANING[level]})" for level in found)
+        " and ".join(f"{level} ({_MEANING.get(level, 'another kind')})" for level in found)
         for found in (method.levels, levels)
     )
     return (
-        f"warning: {method.name} ({method.file.name}) was trained on {trained}, these data are "
-        f"{given}: bands relate to each other otherwise there, so its result is likely worse than "
-        "that of a model trained on them"
+        f"warning: {method.name} ({method.file.name}) was trained on {trained}, {what} {given}: "
+        "bands relate to each other otherwise there, so its result is likely worse than that of a "
+        f"model trained on {' and '.join(levels)}"
     )
 
 
 def _trained_on(file: pathlib.Path) -> tuple[str, ...]:
-    """Levels that data.json beside a model tells of, by itself or the data set, or its name."""
+    """Levels that a model was trained on.
+
+    By the `levels` of its card (the .json of its name) or of data.json beside it; else by names: of
+    the data set that data.json speaks of, or of the file.
+    """
+    card = inputs.read_json(file.with_suffix(".json")) or {}
     facts = inputs.read_json(file.parent / workdir.DATA) or {}
-    if facts.get("levels"):
-        return tuple(map(str, facts["levels"]))
+    for record in (card, facts):
+        if record.get("levels"):
+            return tuple(map(str, record["levels"]))
     try:
         manifest = json.loads((pathlib.Path(facts["data"]) / "manifest.json").read_bytes())
         names = manifest["provenance"]["scenes"]
     except (OSError, KeyError, TypeError, ValueError):
         names = []  # the data set is gone, or a product: its name may tell
-    return tuple(
-        find_levels(names) or find_levels([facts.get("data", "")]) or find_levels([file.stem])
-    )
+    texts = (names, [facts.get("data", "")], [file.stem])
+    return next((tuple(found) for text in texts if (found := find_levels(text))), ())
 
 
 def _read_facts(folder: pathlib.Path) -> dict[str, Any]:
@@ -230,13 +248,15 @@ def _read_dsen2(file: pathlib.Path) -> tuple[str, int, int]:
     Raises:
         DataError: not such a file.
     """
+    from kerass2.models import published
+
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            filters, bands = arrays["conv00_kernel_OIHW"].shape[:2]
-            convolutions = sum(key.endswith("_bias") for key in arrays.files)
-        return _DSEN2_TASKS[bands], int(filters), (convolutions - 2) // 2
-    except (OSError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        kernels = published.read(file).kernels
+        *_, bands, filters = kernels[0][0].shape
+        return _DSEN2_TASKS[bands], int(filters), (len(kernels) - 2) // 2
+    except DataError as error:
+        raise DataError(f"{file}: not DSen2's weights: {error}") from None
+    except KeyError:
         raise DataError(
-            f"{file}: not DSen2's weights ({type(error).__name__}: {error}); expected conv00 to "
-            "conv13 with 10 or 12 input bands"
+            f"{file}: not DSen2's weights: {bands} input bands; expected 10 (20 m) or 12 (60 m)"
         ) from None

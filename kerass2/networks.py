@@ -89,8 +89,9 @@ def build_network(
 
     Args:
         model: a super-resolution model of kerass2.models.
-        procedure: "lattice": a pixel's value does not depend on windows; "dsen2": windows and
-            border of DSen2's own scripts.
+        procedure: "lattice": a pixel's value does not depend on windows, and where mean-shift and
+            attention act on blocks, two half-shifted lattices are blended (models.blending);
+            "dsen2": windows and border of DSen2's own scripts.
         precision: "float32" or "bfloat16" of the inner layers; None: the model's own.
         window: edge of a window with its border [px], for "dsen2" and for models that see a whole
             window at once.
@@ -100,29 +101,28 @@ def build_network(
         DataError: an unknown procedure, or a window that the model cannot work in.
     """
     from kerass2 import inputs, models
+    from kerass2.models import blending
 
-    sizes_known = False
     if procedure not in PROCEDURES:
         raise DataError(f"procedure {procedure!r}; there are {', '.join(PROCEDURES)}")
     if precision is not None:
         model = recast(model, precision)
     described = models.describe(model)
     ratios = {name: round(gsd / 10) for name, gsd in described["gsd"].items()}
-    unit = math.lcm(*ratios.values())
+    flops, inside, sizes_known = _no_flops, 0.0, False
     if procedure == "dsen2":
         own = DSEN2.get(described["task"], DSEN2["superres_20m"])
         size, border = window or own[0], own[1] if border is None else border
-        step, place = size - 2 * border, _dsen2_pieces(size, border, unit)
-        network, flops, inside = model, _no_flops, 0.0
+        place = _dsen2_pieces(size, border, math.lcm(*ratios.values()))
+        network, step = model, size - 2 * border
     elif cropping.has_lattice(model):
-        cropped = cropping.crop(model, ratios)
+        cropped = cropping.crop(blending.blend(model), ratios)
         network, step, flops = cropped.model, cropped.step, cropped.flops
         inside = sum(flop for flop, _ in cropped.work)
         place, sizes_known = _exact_pieces(cropped.halo, step), True
     else:
         lattice = tiling.build_lattice(model, ratios, window or WINDOW_WHOLE)
-        network, step, flops, inside = model, lattice.core, _no_flops, 0.0
-        place = _whole_pieces(lattice)
+        network, step, place = model, lattice.core, _whole_pieces(lattice)
     return Network(
         model.name,
         described["task"],

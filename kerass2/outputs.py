@@ -263,6 +263,18 @@ def _complete(
             files.take_place(temporary, path)
         except OSError as error:
             raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    _remove_stale(target)
+
+
+def _remove_stale(target: Target) -> None:
+    """Remove item and picture of the output that stood here before; never a file of another."""
+    from data_pipelines import stac_item
+    from kerass2 import preview
+
+    if not target.stac and stac_item.is_item_of(target.item, target.path):
+        target.item.unlink()
+    if not target.preview and preview.is_ours(target.picture):
+        target.picture.unlink()
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -55,9 +55,9 @@ def predict_granule(
             model's mean-shift or attention has no blocks.
 
     Returns:
-        One (y, x) variable a band, uint16 DN at 10 m: 0 where the band to sharpen has no data,
-        65535 where it is saturated, else 1 to 65534; reflectance is (DN + offset) / quantification,
-        both attributes. See lazy.build_dataset.
+        One (y, x) variable a band, uint16 DN at 10 m: 0 where any band that the model reads has no
+        data, 65535 where the band itself is saturated, else 1 to 65534; reflectance is
+        (DN + offset) / quantification, both attributes. See lazy.build_dataset.
 
     Raises:
         DataError: the granule lacks what the model takes, or no weights for it come with the
@@ -185,14 +185,16 @@ def main(
 ) -> None:
     """Sharpen each INPUT to 10 m.
 
-    MODEL_OR_WORKDIR is a .keras file, the work folder of kerass2.fit, or the name of weights that
-    come with kerass2 (superres_20m_L1C). Without it those are taken that fit the INPUT's level.
+    MODEL_OR_WORKDIR is a .keras file, the work folder of kerass2.fit, DSen2's weights (.npz,
+    .hdf5), or the name of weights that come with kerass2 (superres_20m_L1C). Without it those are
+    taken that fit the INPUT's level.
 
     INPUT is a Sentinel-2 product (.SAFE, .zip, MTD_*.xml), a STAC item, a folder of one GeoTIFF or
     JPEG 2000 a band or of gsd10.tif, gsd20.tif, gsd60.tif, a BigEarthNet patch or a .npz scene; the
-    output has the DN of the input, offset and all. The words sample and synthetic mean the real
-    sample's area and a made-up granule. Inputs that fail are named at the end (exit code 1); the
-    others are written. With --strategy horovod or multiworker ranks share the windows.
+    output has the DN of the input, offset and all, and no data where a band that the model reads
+    has none. The words sample and synthetic mean the real sample's area and a made-up granule.
+    Inputs that fail are named at the end (exit code 1); the others are written. With --strategy
+    horovod or multiworker ranks share the windows.
     """
     from kerass2 import predict_job
 

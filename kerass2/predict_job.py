@@ -8,17 +8,18 @@ import pathlib
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from data_pipelines.spec import DataError
-from kerass2 import inputs, shipped, workdir
+from kerass2 import shipped
 
 if TYPE_CHECKING:
     from data_pipelines.granule import Granule
     from data_pipelines.windows import Window
+    from kerass2.methods import Method
     from kerass2.networks import Network
     from kerass2.outputs import Advance, Target
     from strategies.base import Strategy
@@ -31,10 +32,10 @@ SUFFIXES = {".tif": ("COG", "GTiff"), ".tiff": ("COG", "GTiff"), ".zarr": ("Zarr
 class Job:
     """Predictions to make."""
 
-    models: tuple[pathlib.Path, ...]
-    """Files of saved models; none: bicubic interpolation."""
+    models: tuple[Method, ...]
+    """Those that sharpen; none: bicubic interpolation."""
     tasks: tuple[str, ...]
-    """Of the models."""
+    """What is sharpened: of the models, or by interpolation."""
     sources: tuple[pathlib.Path, ...]
     """Granules."""
     messages: tuple[str, ...]
@@ -51,20 +52,20 @@ class Job:
         and returns what to say; every rank calls it. It raises DataError for what concerns this
         granule only.
         """
-        from kerass2 import networks
+        from kerass2 import methods, networks
 
         if not self.models:
             found = [networks.build_bicubic(task) for task in self.tasks]
         else:
             found = [
                 networks.build_network(
-                    inputs.load_model(path),
+                    methods.load(method),
                     procedure=self.options["procedure"],
                     precision=self.options["precision"],
                     window=self.options["window"],
                     border=self.options["border"],
                 )
-                for path in self.models
+                for method in self.models
             ]
         return functools.partial(_run, self, found)
 
@@ -72,7 +73,8 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """All that pixels depend on but the granule: JSON types."""
         names = ("procedure", "precision", "window", "border")
-        models = {str(path): f"{zlib.crc32(path.read_bytes()):08x}" for path in self.models}
+        files = [method.file for method in self.models]
+        models = {str(path): f"{zlib.crc32(path.read_bytes()):08x}" for path in files}
         return {"models": models or "bicubic", **{name: self.options[name] for name in names}}
 
 
@@ -103,9 +105,9 @@ def check(arguments: Sequence[pathlib.Path], **options: Any) -> Job:
     resolved = [sample.resolve_granule(source) for source in sources]
     paths = tuple(path for path, _ in resolved)
     messages = tuple(dict.fromkeys(message for _, message in resolved if message))
-    messages += shipped.say_which(models)
+    messages += shipped.say_which([method.file for method in models])
     targets = _find_targets(paths, options)
-    _keep_inputs(targets, (*paths, *models))
+    _keep_inputs(targets, (*paths, *(method.file for method in models)))
     if options["resume"] and len(targets) > 1:
         left = [n for n, target in enumerate(targets) if not target.is_done()]
         messages += tuple(f"{t.path}: already there" for t in targets if t.is_done())
@@ -130,8 +132,10 @@ def _dashed(name: str) -> str:
 
 def _find_models(
     arguments: Sequence[pathlib.Path], bands: Sequence[str] | None, options: dict[str, Any]
-) -> tuple[tuple[pathlib.Path, ...], tuple[str, ...], Sequence[pathlib.Path]]:
-    """(model files, their tasks, inputs) of a command line."""
+) -> tuple[tuple[Method, ...], tuple[str, ...], Sequence[pathlib.Path]]:
+    """(models, what is sharpened, inputs) of a command line."""
+    from kerass2 import methods
+
     second = options["model_60m"]
     if options["bicubic"]:
         if second is not None:
@@ -140,21 +144,29 @@ def _find_models(
     given, sources = shipped.complete(arguments, shipped.find_tasks(bands), second)
     if not sources:
         raise click.UsageError(f"{given[0]}: expected an INPUT behind the model")
-    models = tuple(map(inputs.find_model, given))
-    tasks = tuple(map(inputs.read_task, models))
-    unknown = [f"{path}: task {t}" for path, t in zip(models, tasks, strict=True) if t not in TASKS]
-    if unknown:
-        raise DataError(f"{unknown[0]}; expected a model for {' or '.join(TASKS)}")
-    if second and tasks != ("superres_20m", "superres_60m"):
-        place, expected, number = (
-            ("MODEL", "superres_20m", 0)
-            if tasks[0] != "superres_20m"
-            else ("--model-60m", "superres_60m", 1)
-        )
-        raise DataError(
-            f"{models[number]}: a model for {tasks[number]}; {place} has to be one for {expected}"
-        )
-    return models, tasks, sources
+    models = tuple(map(methods.find, given))
+    _check_tasks(models)
+    return models, tuple(model.task for model in models), sources
+
+
+def _check_tasks(models: Sequence[Method]) -> None:
+    """Refuse models that sharpen nothing, or not what their place on the command line says.
+
+    Raises:
+        DataError: names the model, its task and what is expected.
+    """
+    for model in models:
+        if model.task not in TASKS:
+            raise DataError(
+                f"{model.file}: task {model.task}; expected a model for {' or '.join(TASKS)}"
+            )
+    if len(models) == 1:
+        return
+    for model, place, expected in zip(models, ("MODEL", "--model-60m"), TASKS, strict=True):
+        if model.task != expected:
+            raise DataError(
+                f"{model.file}: a model for {model.task}; {place} has to be one for {expected}"
+            )
 
 
 def _find_targets(sources: Sequence[pathlib.Path], options: dict[str, Any]) -> tuple[Target, ...]:
@@ -229,9 +241,10 @@ def _plan(job: Job, networks: list[Network], source: pathlib.Path, *, say: bool)
     place = meaning.georeference(granule)
     if say and place["crs"] is None:
         click.echo(f"warning: {source} has no CRS, so the output will have none", err=True)
+    if say:
+        for text in _warn_of_levels(job.models, granule, source):
+            click.echo(text, err=True)
     with warnings.catch_warnings(action="default" if say else "ignore"):
-        for path in job.models:
-            _check_level(path, granule)
         roi = _find_roi(granule, options, place)
     core = options["window"] if options["procedure"] == "lattice" else None
     return sharpen.build_plan(granule, networks, bands=options["bands"], roi=roi, core=core)
@@ -250,27 +263,14 @@ def _find_roi(granule: Granule, options: dict[str, Any], place: dict[str, Any]) 
     return None
 
 
-def trained_level(path: pathlib.Path) -> str | None:
-    """What a model was trained on, "L1C" or "L2A", where its name or the record beside it says."""
-    record = inputs.read_json(path.parent / workdir.DATA) or {}
-    card = inputs.read_json(path.with_suffix(".json")) or {}
-    texts = [path.name, *(str(r.get(k, "")) for r in (card, record) for k in ("level", "data"))]
-    for text in texts:
-        found = set(re.findall(r"L1C|L2A", text))
-        if len(found) == 1:
-            return str(found.pop())
-    return None
+def _warn_of_levels(
+    models: Sequence[Method], granule: Granule, source: pathlib.Path
+) -> Iterator[str]:
+    """What to say of models that were trained on products of another level."""
+    from kerass2 import methods
 
-
-def _check_level(path: pathlib.Path, granule: Granule) -> None:
-    """Warn of a model that was trained on products of another level."""
-    trained, level = trained_level(path), granule.facts.get("level")
-    if trained and level and trained != level:
-        other = "surface reflectance, corrected for the atmosphere"
-        kinds = {"L1C": "reflectance at the top of the atmosphere", "L2A": other}
-        warnings.warn(
-            f"{path.name} was trained on {trained} ({kinds[trained]}) and {granule.name} is "
-            f"{level} ({kinds.get(level, 'of another kind')}): bands relate to each other "
-            f"otherwise there, so fine detail may be wrong; a model trained on {level} is better",
-            stacklevel=2,
-        )
+    level = granule.facts.get("level")
+    levels = [str(level)] if level else methods.find_levels([granule.name, source.name])
+    for model in models:
+        if text := methods.warn_of_level(model, levels, f"{source} is"):
+            yield text

@@ -21,6 +21,8 @@ OVERVIEW, DETAIL = 768, 192
 # Edge of a panel, height of a line of text [inch].
 PANEL, LINE = 3.2, 0.3
 DPI = 130
+# Text at the beginning of the PNG that tells our pictures from other files of the same name.
+SOFTWARE = "kerass2.predict"
 
 
 def write(path: pathlib.Path, plan: Plan, pixels: pathlib.Path) -> None:
@@ -59,7 +61,17 @@ def write(path: pathlib.Path, plan: Plan, pixels: pathlib.Path) -> None:
         axes.set_title(title, fontsize=8)
         axes.set_axis_off()
     figure.tight_layout()
-    figure.savefig(path, facecolor="white")
+    figure.savefig(path, facecolor="white", metadata={"Software": SOFTWARE})
+
+
+def is_ours(path: pathlib.Path) -> bool:
+    """Whether a file is a picture that `write` has drawn."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(1024)
+    except OSError:
+        return False
+    return start.startswith(b"\x89PNG") and SOFTWARE.encode() in start
 
 
 def choose_colours(bands: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:

@@ -196,7 +196,6 @@ def evaluate_model(
     Raises:
         DataError: data of another task or band set, or a damaged record.
     """
-    from data_pipelines import batching
     from kerass2 import methods, models
 
     described = models.describe(model)
@@ -207,11 +206,30 @@ def evaluate_model(
     }
     if not len(source):
         raise DataError(f"split {source.split} holds no patches to evaluate")
-    global_batch = global_batch or LOCAL_BATCH * strategy.world_size
-    names = {"target": described["target"], "lowres": inputs.lowres_input(described)}
     scores = Scores((*baselines, *predicts), scenes, described["target_bands"], described["scale"])
-    # Batches in numpy: no rank's work depends on the others before the sum, every backend can do
-    # it, and reading takes a hundredth of the time that the model takes.
+    batch = global_batch or LOCAL_BATCH * strategy.world_size
+    _score_patches(scores, predicts, described, source, strategy, batch, baselines)
+    facts = {"task": source.spec.task, "split": source.split, "patches": len(source)}
+    return {**facts, **_results(scores)}
+
+
+def _score_patches(
+    scores: Scores,
+    predicts: Mapping[str, Predict],
+    described: Mapping[str, Any],
+    source: Source,
+    strategy: Strategy,
+    global_batch: int,
+    baselines: Sequence[str],
+) -> None:
+    """Add a split, this rank's share of each batch, and what the other ranks have.
+
+    Batches in numpy: no rank's work depends on the others before the sum, every backend can do it,
+    and reading takes a hundredth of the time that the model takes.
+    """
+    from data_pipelines import batching
+
+    names = {"target": described["target"], "lowres": inputs.lowres_input(described)}
     for step in range(batching.num_evaluation_steps(len(source), global_batch)):
         batch = batching.evaluation_batch(
             source,
@@ -224,8 +242,6 @@ def evaluate_model(
             predicted = predict_methods(predicts, described, batch["inputs"], baselines)
             scores.add_batch(predicted, batch, names)
     scores.add_ranks(strategy)
-    facts = {"task": source.spec.task, "split": source.split, "patches": len(source)}
-    return {**facts, **_results(scores)}
 
 
 def evaluate_scenes(

@@ -141,7 +141,8 @@ def build_validation(session: Session) -> Callable[[int, TrainingLog | NoLog], b
             if best and session.strategy.is_chief:
                 folder.save_model(session.job.workdir / folder.BEST, state.model)
         state.lower_rate()
-        log.event(done, validation_rmse=rmse if math.isfinite(rmse) else None)
+        found = rmse if math.isfinite(rmse) else None
+        log.event(done, validation_rmse=found, validation_patches=len(validator))
         log.exclude(time.monotonic() - begin)
         return is_stopped(session)
 

@@ -202,16 +202,14 @@ def _sharpen(
     strips: tiling.Strips,
     region: Window,
 ) -> NDArray[np.uint16]:
-    """DN (band, y, x) of a network's bands; where all of them have no data nothing is computed."""
-    ratio = network.ratios[network.lowres]
-    grown = _on_grid(region, ratio)
-    coarse = strips.cut(network.lowres, grown.coarser(ratio))
-    empty, saturated = tiling.special_pixels(coarse, ratio)
-    y, x = region.y - grown.y, region.x - grown.x
-    inside = (slice(None), slice(y, y + region.height), slice(x, x + region.width))
-    empty, saturated = empty[inside], saturated[inside]
+    """DN (band, y, x) of a network's bands; where all have no data nothing is computed.
+
+    A pixel has no data where any band that the network reads has none at that place. Its neighbours
+    keep their values, for which the network sees the gap filled, see gaps.fill.
+    """
+    empty, saturated = _special_pixels(network, strips, region)
     if empty.all():
-        return np.zeros(empty.shape, np.uint16)
+        return np.full(saturated.shape, sentinel2.NO_DATA, np.uint16)
     shape = plan.granule.shape
     union = tiling.reading_window([network], region, shape)
     taken = {name: cubes[name] for name in network.inputs}
@@ -225,8 +223,33 @@ def _sharpen(
             f"{region.y + region.height}: is it trained?"
         )
     dn = meaning.to_dn(made.transpose(2, 0, 1), **meaning.dn_meaning(cubes[network.lowres]))
-    dn[empty], dn[saturated] = sentinel2.NO_DATA, sentinel2.SATURATED
+    dn[saturated] = sentinel2.SATURATED
+    dn[:, empty] = sentinel2.NO_DATA
     return dn
+
+
+def _special_pixels(
+    network: Network, strips: tiling.Strips, region: Window
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Pixels of the target in a region: (y, x) without data in any band that the network reads.
+
+    And (band, y, x) saturated, of the bands that it gives.
+    """
+    empty = np.zeros((region.height, region.width), bool)
+    for name, ratio in network.ratios.items():
+        grown = _on_grid(region, ratio)
+        dn = strips.cut(name, grown.coarser(ratio))
+        y, x = region.y - grown.y, region.x - grown.x
+        inside = (..., slice(y, y + region.height), slice(x, x + region.width))
+        empty |= _enlarge((dn == sentinel2.NO_DATA).any(axis=0), ratio)[inside]
+        if name == network.lowres:
+            saturated = _enlarge(dn == sentinel2.SATURATED, ratio)[inside]
+    return empty, saturated
+
+
+def _enlarge(flags: NDArray[np.bool_], ratio: int) -> NDArray[np.bool_]:
+    """(..., y, x) on a grid `ratio` times finer."""
+    return flags.repeat(ratio, axis=-2).repeat(ratio, axis=-1)
 
 
 def _on_grid(window: Window, ratio: int) -> Window:

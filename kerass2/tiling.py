@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.sentinel2 import NO_DATA, QUANTIFICATION, SATURATED
+from data_pipelines.sentinel2 import QUANTIFICATION
 from data_pipelines.spec import DataError
 from data_pipelines.windows import Window
+from kerass2 import gaps
 
 if TYPE_CHECKING:
     import xarray
@@ -169,8 +170,12 @@ def list_regions(roi: Window, core: int) -> list[Window]:
 
 
 def reading_window(networks: Iterable[Network], region: Window, shape: tuple[int, int]) -> Window:
-    """The window around all that networks read for a region, the region itself among it."""
-    views = [piece.view for network in networks for piece in network.place(region, shape)]
+    """The window around all that networks read for a region, the region itself among it.
+
+    With what filling gaps at its edges takes, see gaps.fill.
+    """
+    pieces = (piece for network in networks for piece in network.place(region, shape))
+    views = [piece.view.grown(gaps.REACH) for piece in pieces]
     unit = math.lcm(*(ratio for network in networks for ratio in network.ratios.values()))
     corners = [(w.y, w.x, w.y + w.height, w.x + w.width) for w in (region, *views)]
     y, x = (min(values) // unit * unit for values in list(zip(*corners, strict=True))[:2])
@@ -312,7 +317,7 @@ def ahead(items: Iterable[_Item]) -> Iterator[_Item]:
 def read_region(
     cubes: Mapping[str, xarray.DataArray], strips: Strips, window: Window
 ) -> dict[str, NDArray[np.float32]]:
-    """{cube: (y, x, band) float32 reflectance} of a window around a region."""
+    """{cube: (y, x, band) float32 reflectance} of a window around a region, gaps filled."""
     import xarray
 
     from data_pipelines.granule import harmonise
@@ -324,12 +329,5 @@ def read_region(
         pixels = xarray.DataArray(dn, {"band": cube.band}, cube.dims, attrs=cube.attrs)
         same = harmonise(pixels).data
         given[name] = same.transpose(1, 2, 0).astype(np.float32) / np.float32(QUANTIFICATION)
+        gaps.fill(given[name], GSDS[name] // 10)
     return given
-
-
-def special_pixels(
-    dn: NDArray[np.uint16], ratio: int
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(without data, saturated), each (band, y, x) on the target's grid, of coarse DN."""
-    fine = dn.repeat(ratio, axis=1).repeat(ratio, axis=2)
-    return fine == NO_DATA, fine == SATURATED

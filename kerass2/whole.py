@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from data_pipelines.sentinel2 import GSDS, NO_DATA, QUANTIFICATION, SATURATED, bands_at
 from data_pipelines.spec import DataError
 from data_pipelines.windows import Window
-from kerass2 import inputs, methods, metrics, networks, tiling
+from kerass2 import gaps, inputs, methods, metrics, networks, tiling
 from kerass2.similarity import SSIM_WINDOW
 
 if TYPE_CHECKING:
@@ -128,20 +128,28 @@ def score(
     for number, each in enumerate(granule.open_granules(path)):
         if number % world_size != rank:
             continue
-        scene = read(each, task)
-        for start in range(0, len(scene.target), ROWS):
-            rows = slice(start, start + ROWS)
-            truth = scene.target[rows][scene.valid[rows]]
-            scores.add_target(truth / np.float32(QUANTIFICATION))
-        lowres = inputs.lowres_input(described)
-        for method in scores.methods:
-            if method in predicts:
-                predicted = predicts[method](scene)
-            else:
-                given = _reflectance(scene.cubes[lowres])
-                predicted = methods.interpolate(method, given, scores.scale)[0]
-            for sums in _strip_sums(predicted, scene, scene.cubes[lowres], scores.scale):
-                scores.add(method, scores.find_scene(scene.name), sums)
+        _score_scene(read(each, task), predicts, inputs.lowres_input(described), scores)
+
+
+def _score_scene(
+    scene: Scene,
+    predicts: Mapping[str, Callable[[Scene], NDArray[np.float32]]],
+    lowres: str,
+    scores: Scores,
+) -> None:
+    """Add one scene, by each method; `lowres`: the input that has the bands of the target."""
+    for start in range(0, len(scene.target), ROWS):
+        rows = slice(start, start + ROWS)
+        truth = scene.target[rows][scene.valid[rows]]
+        scores.add_target(truth / np.float32(QUANTIFICATION))
+    coarse = scene.cubes[lowres]
+    for method in scores.methods:
+        if method in predicts:
+            predicted = predicts[method](scene)
+        else:
+            predicted = methods.interpolate(method, _reflectance(coarse), scores.scale)[0]
+        for sums in _strip_sums(predicted, scene, coarse, scores.scale):
+            scores.add(method, scores.find_scene(scene.name), sums)
 
 
 def _check_bands(model: keras.Model) -> None:
@@ -220,6 +228,7 @@ def _by_windows(network: networks.Network, scene: Scene) -> NDArray[np.float32]:
             rows = tiling.mirrored(seen.y, seen.y + seen.height, cube.shape[1])
             columns = tiling.mirrored(seen.x, seen.x + seen.width, cube.shape[2])
             given[name] = _reflectance(cube[:, rows[:, None], columns])[0]
+            gaps.fill(given[name], ratio)
         pieces = network.place(region, shape)
         out[region.slices] = networks.predict_region(network, given, union, pieces, region)
     return out

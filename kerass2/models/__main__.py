@@ -20,15 +20,16 @@ def count_named(name: str, patch: int | None = None) -> dict[str, Any]:
 
     Returns:
         {"name": .., "model": .., "task": .., "parameters": .., "patch": [px], "convolutions",
-        "attention": operations for a pixel of the output, "patch_operations": for a patch}, of the
-        forward pass.
+        "attention": operations for a pixel of the output, "patch_operations": for a patch,
+        "raster": for a pixel of a raster, where two lattices are blended, without overlap of
+        windows; None without a lattice}, of the forward pass.
 
     Raises:
         ConfigError: there is nothing of that name.
     """
     from data_pipelines import cube
     from kerass2 import config, models
-    from kerass2.models import cost
+    from kerass2.models import blending, cost
 
     if name in models.MODELS:
         chosen, options = name, dict[str, Any]()
@@ -41,7 +42,9 @@ def count_named(name: str, patch: int | None = None) -> dict[str, Any]:
         raise config.ConfigError(f"no model and no experiment {name!r}; there are: {there}")
     model = models.build(chosen, **options)
     described, found = models.describe(model), cost.count(model)
-    patch = patch or described["block"] or cube.TASKS[described["task"]].patch_size
+    block = described["block"]
+    on_raster = cost.count(blending.blend(model)).attention(block) if block else None
+    patch = patch or block or cube.TASKS[described["task"]].patch_size
     return {
         "name": name,
         "model": chosen,
@@ -51,6 +54,7 @@ def count_named(name: str, patch: int | None = None) -> dict[str, Any]:
         "convolutions": found.convolutions,
         "attention": found.attention(patch),
         "patch_operations": found.of_patch(patch),
+        "raster": None if on_raster is None else found.convolutions + on_raster,
     }
 
 

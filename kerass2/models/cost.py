@@ -42,21 +42,25 @@ class Cost:
 def count(model: keras.Model) -> Cost:
     """The cost of a model of this package.
 
-    All its convolutions and its attention work on the grid of the output.
+    All its convolutions and its attention work on the grid of the output. Where two lattices are
+    blended (blending.blend, as rasters are predicted) the attention counts twice.
     """
     import keras
 
+    from kerass2.models.blending import Blended
     from kerass2.models.layers import SelfAttention
 
     convolutions = projections = per_key = 0
     block = None
-    for layer in model.layers:
+    for outer in model.layers:
+        blended = isinstance(outer, Blended)
+        layer, lattices = (outer.inner, len(outer.lattices)) if blended else (outer, 1)
         if isinstance(layer, keras.layers.Conv2D):
             height, width, channels, filters = layer.kernel.shape
             convolutions += 2 * height * width * channels * filters
         elif isinstance(layer, SelfAttention):
             channels = layer.h.units
-            projections += 2 * channels * (2 * layer.key_filters + channels)
-            per_key += 2 * (layer.key_filters + channels)
+            projections += lattices * 2 * channels * (2 * layer.key_filters + channels)
+            per_key += lattices * 2 * (layer.key_filters + channels)
             block = layer.block
     return Cost(model.count_params(), convolutions, projections, per_key, block)

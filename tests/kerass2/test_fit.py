@@ -244,6 +244,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(run_command, prepared, tmp_pa
         (["--set", "optimizer.schedule=step"], 2, "unknown schedule 'step'.*modified_linear"),
         (["--set", "optimizer.options.speed=3"], 2, "optimizer.*speed"),
         (["--set", 'data.augment=["rotate"]'], 2, "rotate.*dihedral"),
+        (["--set", "model.name=bicubic"], 2, "no weights to train"),
         (["--set", "data.task=superres_60m"], 1, "superres_20m: input gsd10.*needs superres_60m"),
         (["--steps", "3", "--epochs", "2"], 2, "--epochs 2 and --steps 3"),
         (["--resume", "--overwrite"], 2, "exclude each other"),

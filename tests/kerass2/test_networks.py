@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import keras
 import numpy as np
 import pytest
 import scipy.ndimage
-import scipy.signal
+import skimage.transform
 
 from data_pipelines.granule import open_granule
 from data_pipelines.spec import DataError
 from data_pipelines.windows import Window
-from kerass2 import models, networks, sharpen
-from kerass2.models import weights
+from kerass2 import methods, networks, sharpen
 from tests.kerass2.window_cases import RATIOS, RATIOS_60, granule, untrained
 
 
@@ -142,16 +142,86 @@ def test_with_a_border_of_14_windows_equal_one_window() -> None:
     assert np.abs(narrow - exact).max() > 1, "narrower than the network sees"
 
 
+def fast_dsen2(file: pathlib.Path):
+    """The network of published weights in numpy alone, from the file, bands in its own order.
+
+    float64, each convolution as nine matrix products; scikit-image enlarges as DSen2's scripts do.
+    """
+    with np.load(file) as arrays:
+        layers = [
+            (arrays[f"conv{i:02d}_kernel_OIHW"].astype(np.float64), arrays[f"conv{i:02d}_bias"])
+            for i in range(14)
+        ]
+
+    def convolve(x: np.ndarray, number: int) -> np.ndarray:
+        kernel, bias = layers[number]
+        height, width = x.shape[:2]
+        padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+        parts = (
+            padded[dy : dy + height, dx : dx + width] @ kernel[:, :, dy, dx].T
+            for dy in range(3)
+            for dx in range(3)
+        )
+        return sum(parts, bias)
+
+    def predict(cut: dict[str, np.ndarray]) -> np.ndarray:
+        shape = cut["gsd10"].shape[:2]
+        # Source: lanha/DSen2, utils/patches.py, interp_patches, on DN / 30000.
+        coarse = cut["gsd20"].astype(np.float64)
+        bands = [
+            skimage.transform.resize(
+                coarse[..., band], shape, mode="reflect", order=1, anti_aliasing=False
+            )
+            for band in range(coarse.shape[-1])
+        ]
+        fine = np.stack(bands, axis=-1) * 5  # DN / 2000
+        red_first = cut["gsd10"][..., [2, 1, 0, 3]] * 5
+        x = np.maximum(convolve(np.concatenate([red_first, fine], axis=-1), 0), 0)
+        for number in range(1, 13, 2):
+            x = x + 0.1 * convolve(np.maximum(convolve(x, number), 0), number + 1)
+        return (convolve(x, 13) + fine) / 5
+
+    return predict
+
+
+@pytest.fixture(scope="module")
+def published(shared_data: pathlib.Path) -> pathlib.Path:
+    """DSen2's weights for the 20 m bands of L1C."""
+    return shared_data / "weights" / "dsen2_L1C20M.npz"
+
+
+@pytest.fixture(scope="module")
+def real_scene(shared_data: pathlib.Path):
+    """A corner of 130 x 134 px: windows of 112 px are moved back at its end."""
+    whole = open_granule(shared_data / "sr_scenes" / "L1C_S2A_20170527_T33UUB_dsen2demo.npz")
+    cubes = {
+        name: whole.cubes[name][:, : 130 // ratio, : 134 // ratio] for name, ratio in RATIOS.items()
+    }
+    return dataclasses.replace(whole, cubes=cubes)
+
+
 @pytest.mark.shared_data
-def test_published_weights_on_a_real_scene(shared_data: pathlib.Path) -> None:
-    model = models.build("dsen2")
-    weights.load_dsen2(model, shared_data / "weights" / "dsen2_L1C20M.npz")
-    given = open_granule(shared_data / "sr_scenes" / "L1C_S2A_20170527_T33UUB_dsen2demo.npz")
-    height, width = (min(n, 240) for n in given.shape)
-    roi = Window(0, 0, height, width)
-    exact = run(networks.build_network(model), given, core=640, roi=roi)
-    windows = run(networks.build_network(model), given, core=100, roi=roi)
-    assert np.abs(exact - windows).max() <= 1
+def test_published_weights_by_dsen2s_procedure(published: pathlib.Path, real_scene) -> None:
+    """Windows of 128 px with a border of 8, against a direct form that shares no code with it."""
+    model = methods.load(methods.find(published))
+    expected = by_dsen2(fast_dsen2(published), reflectance(real_scene), 128, 8) * 1e4
+    found = run(networks.build_network(model, procedure="dsen2"), real_scene)
+    assert np.abs(found - np.clip(np.rint(expected), 1, 65534)).max() <= 1
+
+
+@pytest.mark.shared_data
+def test_published_weights_with_a_border_of_14_equal_one_window(
+    published: pathlib.Path, real_scene
+) -> None:
+    """The network sees 14 px around a pixel; 8 px, DSen2's own, leave differences."""
+    model = methods.load(methods.find(published))
+    exact = run(networks.build_network(model), real_scene, core=640)
+    small = run(networks.build_network(model), real_scene, core=100)
+    assert np.abs(small - exact).max() <= 1
+    found = run(networks.build_network(model, procedure="dsen2", border=14), real_scene)
+    assert np.abs(found - exact).max() <= 1
+    own = run(networks.build_network(model, procedure="dsen2"), real_scene)
+    assert np.abs(own - exact).max() > 1
 
 
 def test_what_is_no_window() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import subprocess
@@ -15,13 +16,16 @@ import numpy as np
 import pytest
 import rasterio
 import xarray
+from hypothesis import given
+from hypothesis import strategies as st
 from rasterio.errors import NotGeoreferencedWarning
 
 import strategies
 from data_pipelines import geotiff, raster_formats, sample, sentinel2, synthetic, synthetic_product
 from data_pipelines.granule import Granule, build_cube, open_granule, open_granules
 from data_pipelines.spec import DataError
-from kerass2 import cli, models, networks, outputs, precision, predict, sharpen
+from kerass2 import cli, meaning, models, networks, outputs, precision, predict, sharpen
+from kerass2.models import weights
 
 BANDS = sentinel2.BANDS_20M
 CORNER = (600000.0, 5300040.0)
@@ -126,13 +130,34 @@ def test_equals_the_model_on_the_whole_image(model: keras.Model) -> None:
     assert "spatial_ref" not in dataset.coords
 
 
-def test_no_data_is_kept_and_nothing_else_becomes_no_data(model: keras.Model) -> None:
+@pytest.mark.parametrize("core", [None, 14])
+def test_no_data_of_any_band_is_kept_and_nothing_else_becomes_no_data(
+    model: keras.Model, core: int | None
+) -> None:
+    """A pixel of which one of the ten bands has no data would be made of a reflectance of 0."""
     cubes = pixels(low=1)
     cubes["gsd20"][2, 5:9, 7:30] = 0
     cubes["gsd20"][:, :, -3:] = 0
-    found = sharpen_dn(model, granule_of(cubes))
-    expected = (cubes["gsd20"] == 0).repeat(2, axis=1).repeat(2, axis=2)
-    np.testing.assert_array_equal(found == 0, expected)
+    cubes["gsd10"][1, 40:45, 31:50] = 0
+    cubes["gsd10"][:, 60:, :21] = 0
+    found = sharpen_dn(model, granule_of(cubes), core=core)
+    coarse = (cubes["gsd20"] == 0).any(axis=0).repeat(2, axis=0).repeat(2, axis=1)
+    expected = coarse | (cubes["gsd10"] == 0).any(axis=0)
+    assert 0 < expected.sum() < expected.size // 2
+    for band in found:
+        np.testing.assert_array_equal(band == 0, expected)
+
+
+def test_what_no_model_reads_makes_no_gaps(model: keras.Model) -> None:
+    """Gaps of the 60 m bands leave the 20 m bands, and those of 10 m stay as they are."""
+    cubes = pixels(72, 72, low=1)
+    cubes["gsd10"][0, 3, 4] = 0
+    granule = granule_of(cubes)
+    coarse = np.zeros((2, 12, 12), np.uint16)
+    granule.cubes["gsd60"] = build_cube(coarse, sentinel2.BANDS_60M, 60)
+    found = predict.predict_granule(model, granule, bands=("all",))
+    assert [int((found[band] == 0).sum()) for band in ("B02", "B03", "B05")] == [1, 0, 1]
+    np.testing.assert_array_equal(found.B03, cubes["gsd10"][1])
 
 
 def test_values_outside_uint16_are_clipped() -> None:
@@ -154,15 +179,55 @@ def test_saturated_pixels_stay_saturated(model: keras.Model, offset: int) -> Non
     cubes["gsd20"][2, 5:9, 7:30] = sentinel2.SATURATED
     cubes["gsd20"][4, -2:, -2:] = sentinel2.SATURATED
     cubes["gsd20"][2, 20, 20] = sentinel2.NO_DATA
+    cubes["gsd20"][:, 30, 3] = sentinel2.SATURATED
+    cubes["gsd20"][5, 30, 3] = sentinel2.NO_DATA  # which goes before
     cubes["gsd10"][1, :8, :8] = sentinel2.SATURATED  # of no band that is sharpened
     granule = granule_of(cubes)
     for cube in granule.cubes.values():
         number = len(cube.band)
         cube.attrs |= {"offset": (float(offset),) * number, "quantification": (1e4,) * number}
     found = sharpen_dn(model, granule)
-    for dn in (sentinel2.SATURATED, sentinel2.NO_DATA):
-        expected = (cubes["gsd20"] == dn).repeat(2, axis=1).repeat(2, axis=2)
+    empty = (cubes["gsd20"] == sentinel2.NO_DATA).any(axis=0)
+    saturated = (cubes["gsd20"] == sentinel2.SATURATED) & ~empty
+    for dn, there in ((sentinel2.SATURATED, saturated), (sentinel2.NO_DATA, empty[None])):
+        expected = np.broadcast_to(there.repeat(2, axis=1).repeat(2, axis=2), found.shape)
         np.testing.assert_array_equal(found == dn, expected)
+
+
+@pytest.mark.parametrize("offset", [0, -1000])
+def test_darkest_and_brightest_pixels_do_not_wrap_around(model: keras.Model, offset: int) -> None:
+    """Reflectance below 0 and near what DN can hold, whole fields and single pixels of it."""
+    cubes = pixels()
+    for cube, ratio in zip(cubes.values(), (1, 2), strict=True):
+        cube[:, : 40 // ratio, : 40 // ratio] = 1  # after the offset: -0.0999
+        cube[:, : 40 // ratio, 60 // ratio :] = 65534
+        cube[:, 60 // ratio, ::7] = 65534
+        cube[:, 70 // ratio, ::7] = 1
+    granule = granule_of(cubes)
+    for cube in granule.cubes.values():
+        number = len(cube.band)
+        cube.attrs |= {"offset": (float(offset),) * number, "quantification": (1e4,) * number}
+    found = sharpen_dn(model, granule)
+    assert found.min() >= 1
+    assert found.max() <= 65534
+    # The network adds little to interpolation: dark stays dark and bright bright.
+    assert found[:, 4:36, 4:36].max() < 2000
+    assert found[:, 4:36, 64:].min() > 40_000
+
+
+@given(
+    st.floats(-1e6, 1e6, width=32),
+    st.integers(-2000, 2000),
+    st.sampled_from([1e4, 1e3, 65535.0]),
+)
+def test_any_reflectance_becomes_a_dn_that_is_no_sign(
+    reflectance: float, offset: int, quantification: float
+) -> None:
+    values = np.full((1, 1, 1), reflectance, np.float32)
+    meant = {"offset": np.array([float(offset)]), "quantification": np.array([quantification])}
+    found = int(meaning.to_dn(values, **meant)[0, 0, 0])
+    expected = min(max(round(reflectance * quantification - offset), 1), 65534)
+    assert abs(found - expected) <= 1
 
 
 def test_pixels_do_not_depend_on_the_window_for_convolutions(model: keras.Model) -> None:
@@ -395,6 +460,37 @@ def test_help_is_fast() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert loaded.stdout.strip() == "[]"
+
+
+def test_dsen2s_weights_as_the_model(run: Run, tmp_path: pathlib.Path) -> None:
+    """An .npz as published, and what is none."""
+    rng = np.random.default_rng(2)
+    sizes = [10, 8, 8, 8, 6]
+    arrays = {}
+    for number, (before, after) in enumerate(itertools.pairwise(sizes)):
+        arrays[f"conv{number:02d}_kernel_OIHW"] = rng.normal(0, 0.05, (after, before, 3, 3))
+        arrays[f"conv{number:02d}_bias"] = rng.normal(0, 0.05, after)
+    np.savez(tmp_path / "tiny_L1C20M.npz", **arrays)
+    source, output = folder_of(tmp_path / "S2A_MSIL2A_x", pixels(32, 32)), tmp_path / "out.tif"
+    code, _, err = run(tmp_path / "tiny_L1C20M.npz", source, "-o", output)
+    assert code == 0, err
+    assert "(tiny_L1C20M.npz) was trained on L1C (top-of-atmosphere" in err
+    same = models.build("dsen2", filters=8, blocks=1)
+    weights.load_dsen2(same, tmp_path / "tiny_L1C20M.npz")
+    with rasterio.open(output) as file:
+        found = file.read().astype(int)
+    assert np.abs(found - sharpen_dn(same, granule_of(pixels(32, 32)))).max() <= 1
+    np.savez(tmp_path / "scene.npz", im10=np.zeros((4, 2, 2), np.uint16))
+    code, _, err = run(tmp_path / "scene.npz", source, "-o", tmp_path / "b.tif")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "scene.npz: not DSen2's weights" in err
+
+
+def test_a_crs_that_gdal_does_not_know(model: keras.Model, tmp_path: pathlib.Path) -> None:
+    granule = granule_of(pixels(32, 32), crs="EPSG:0", transform=(10, 0, 0, 0, -10, 0))
+    with pytest.raises(DataError, match="CRS 'EPSG:0': not known to GDAL"):
+        write(model, granule, tmp_path / "out.tif")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.shared_data

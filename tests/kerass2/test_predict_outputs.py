@@ -16,6 +16,7 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
+import rasterio.shutil
 import rasterio.warp
 import rioxarray  # noqa: F401 - the accessor .rio
 import xarray
@@ -293,8 +294,11 @@ def test_a_model_of_the_other_level_is_warned_of(
     arguments = (model, files["product"], "--roi", "100,100,150,150")
     code, _, err = run(*arguments, "-o", tmp_path / "out.tif")
     assert code == 0
-    assert "model.keras was trained on L1C (reflectance at the top of the atmosphere)" in err
-    (tmp_path / "data.json").write_text(json.dumps({"level": "L2A"}))
+    assert err.count("warning: ") == 1
+    assert "(model.keras) was trained on L1C (top-of-atmosphere reflectance)" in err
+    assert f"{files['product']} is L2A (surface reflectance)" in err
+    assert "worse than that of a model trained on L2A" in err
+    (tmp_path / "data.json").write_text(json.dumps({"levels": ["L2A"]}))
     code, _, err = run(*arguments, "-o", tmp_path / "out2.tif")
     assert "trained on" not in err
 
@@ -328,6 +332,26 @@ def test_stac_item_and_preview(
     assert picture.startswith(b"\x89PNG")
     code, _, err = run(files["m20"], files["product"], "-o", output, *options)
     assert (code, err.count("exists; give --overwrite")) == (1, 1)
+
+
+def test_what_stood_beside_a_replaced_output_goes_with_it(
+    run: Run, files: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    """An item and a picture of the old pixels would be taken for those of the new ones."""
+    output, item, picture = (tmp_path / f"out.{suffix}" for suffix in ("tif", "json", "png"))
+    command = ("--bicubic", files["product"], "-o", output, "--roi", "100,100,150,150")
+    assert run(*command, "--stac", "--preview")[0] == 0
+    assert item.exists() and picture.exists()
+    old = item.read_bytes(), picture.read_bytes()
+    assert run(*command[:-1], "100,100,160,150", "--overwrite", "--stac", "--preview")[0] == 0
+    assert item.read_bytes() != old[0] and picture.read_bytes() != old[1]
+    assert run(*command, "--overwrite")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.tif"]
+    # Files of another that only have the name stay.
+    item.write_text('{"type": "Feature", "assets": {"data": {"href": "./out.tif"}}}')
+    picture.write_bytes(b"a drawing")
+    assert run(*command, "--overwrite")[0] == 0
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_bicubic_equals_interpolation_of_the_dn(
@@ -508,6 +532,46 @@ def test_a_full_disk_is_one_line_before_any_work(
     assert code == 1
     assert "cannot be written: No space left on device (2 MB are needed" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_runs_full_later_loses_nothing(
+    run: Run,
+    files: dict[str, pathlib.Path],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Among the windows, then at the output: one line, the old output stays, resume goes on."""
+    output = tmp_path / "out.tif"
+    command = ("--bicubic", files["product"], "-o", output, "--window", 90, "--overwrite")
+    output.write_bytes(b"old")
+    real, written = os.pwrite, []
+
+    def fills_up(*given: object) -> int:
+        written.append(given)
+        if len(written) > 3000:
+            raise OSError(28, os.strerror(28))
+        return real(*given)
+
+    monkeypatch.setattr(os, "pwrite", fills_up)
+    code, _, err = run(*command)
+    assert code == 1
+    assert f"error: {tmp_path / '.out.tif.partial'}: cannot be written: No space left" in err
+    assert (output.read_bytes(), err.count("kept: ")) == (b"old", 1)
+    monkeypatch.setattr(os, "pwrite", real)
+
+    def full(*_: object, **__: object) -> None:
+        raise rasterio.errors.RasterioIOError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rasterio.shutil, "copy", full)
+        code, _, err = run(*command, "--resume")
+    assert code == 1
+    assert "cannot write output.tif: No space left on device" in err
+    assert output.read_bytes() == b"old"
+    code, _, err = run(*command, "--resume")
+    assert code == 0, err
+    assert read(output).shape == (6, SIZE, SIZE)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.tif"]
 
 
 def test_a_folder_that_cannot_be_written_in(

@@ -7,7 +7,7 @@ import numpy as np
 
 from data_pipelines import sentinel2
 from data_pipelines.granule import Granule, build_cube
-from kerass2 import models
+from kerass2 import models, networks, sharpen
 
 RATIOS = {"gsd10": 1, "gsd20": 2}
 RATIOS_60 = {"gsd10": 1, "gsd20": 2, "gsd60": 6}
@@ -36,3 +36,12 @@ def granule(height: int, width: int, ratios: dict[str, int]) -> Granule:
         dn = (4000 + rng.integers(200, 3000, shape) + slope).astype(np.uint16)
         cubes[name] = build_cube(dn, sentinel2.bands_at(gsd), gsd)
     return Granule("test", "test", "test", cubes)
+
+
+def predict(network: networks.Network, given: Granule, core: int | None = None) -> np.ndarray:
+    """(y, x, band) DN of the whole granule, in regions of `core` px."""
+    plan = sharpen.build_plan(given, [network], core=core)
+    out = np.zeros((*given.shape, len(plan.bands)), np.float32)
+    for region, pixels in sharpen.make_regions(plan):
+        out[region.slices] = pixels.transpose(1, 2, 0)
+    return out

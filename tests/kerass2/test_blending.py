@@ -1,0 +1,103 @@
+"""Two half-shifted lattices blended: against numpy, on windows, by cost."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from kerass2 import cropping, models
+from kerass2.models import blending, cost
+from kerass2.models.layers import MeanShift, SelfAttention
+from tests.kerass2.window_cases import RATIOS, untrained
+
+
+def shares(y: int, x: int, block: int, lattices: tuple[tuple[int, int], ...]) -> list[float]:
+    """Of each lattice, by the distances of a pixel's centre from its borders."""
+    lines = np.arange(-2, 20) * block
+    squares = []
+    for moved in lattices:
+        borders = (lines + shift * (block // 2) for shift in moved)
+        nearest = (np.abs(n + 0.5 - b).min() for n, b in zip((y, x), borders, strict=True))
+        squares.append(float(min(nearest)) ** 2)
+    return [square / sum(squares) for square in squares]
+
+
+@pytest.mark.parametrize("block", [8, 7])
+def test_mean_shift_in_numpy(block: int) -> None:
+    """All lattices block by block, weighted pixel by pixel."""
+    size, half = 4 * block, block // 2
+    x = np.random.default_rng(0).normal(5, 1, (2, size, size, 3)).astype(np.float32)
+    layer = blending.Blended(MeanShift(block))
+    found, expected = np.asarray(layer(x)), x.copy()
+    assert len(layer.lattices) == 4
+    for row in range(size):
+        for column in range(size):
+            weights = shares(row, column, block, layer.lattices)
+            inside = half <= min(row, column) and max(row, column) < size - (block - half)
+            for moved, weight in zip(layer.lattices, weights, strict=True):
+                if not inside:
+                    weight = float(moved == (0, 0))
+                places = zip((row, column), moved, strict=True)
+                top, left = ((n - m * half) // block * block + m * half for n, m in places)
+                part = x[:, max(top, 0) : top + block, max(left, 0) : left + block]
+                expected[:, row, column] -= weight * part.mean(axis=(1, 2))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_attention_is_that_of_both_lattices() -> None:
+    block, size = 8, 32
+    x = np.random.default_rng(1).normal(size=(1, size, size, 6)).astype(np.float32)
+    layer = SelfAttention(4, block)
+    layer.build(x.shape)
+    layer.gamma.assign(0.7)
+    blended = blending.Blended(layer)
+    assert blended.lattices == ((0, 0), (1, 1))
+    found = np.asarray(blended(x))
+    own = np.asarray(layer(x))
+    moved = np.asarray(layer(np.roll(x, (4, 4), axis=(1, 2))))
+    moved = np.roll(moved, (-4, -4), axis=(1, 2))
+    for row, column in [(0, 0), (8, 9), (15, 16), (12, 12), (20, 7), (31, 3)]:
+        inside = min(row, column) >= 4 and max(row, column) < size - 4
+        share = shares(row, column, block, blended.lattices)[0] if inside else 1.0
+        expected = share * own[:, row, column] + (1 - share) * moved[:, row, column]
+        np.testing.assert_allclose(found[:, row, column], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", blending.LATTICES)
+def test_a_lattice_weighs_nothing_at_its_borders(kind: type) -> None:
+    lattices = blending.LATTICES[kind]
+    found = [np.asarray(w)[..., 0] for w in blending.blending_weights(128, 128, 32, lattices)]
+    np.testing.assert_allclose(sum(found), 1, atol=1e-6)
+    own, both = found[:2]
+    assert own[47, 47] > 0.99 and both[64, 64] > 0.99
+    # Along a border, but where the other lattice of two has one, too.
+    border = own[64, 36:92]
+    assert border.max() < 0.01 if len(lattices) == 4 else border.mean() < 0.06
+
+
+def test_blend_shares_weights_and_leaves_what_has_no_lattice() -> None:
+    model = untrained("s2x", filters=8, blocks=2, block=8)
+    found = blending.blend(model)
+    kinds = [type(layer).__name__ for layer in found.layers]
+    assert kinds.count("Blended") == 2
+    assert not {"MeanShift", "SelfAttention"} & set(kinds)
+    assert {id(w) for w in found.weights} == {id(w) for w in model.weights}
+    plain = models.build("s2x", filters=8, blocks=2)
+    assert "Blended" not in {type(layer).__name__ for layer in blending.blend(plain).layers}
+    with pytest.raises(ValueError, match="acts on blocks is needed"):
+        blending.Blended(keras.layers.Dense(3))
+
+
+def test_the_second_lattice_is_counted() -> None:
+    model = models.build("s2x", block=32)
+    once, twice = cost.count(model), cost.count(blending.blend(model))
+    assert twice.attention(32) == 2 * once.attention(32)
+    assert twice.convolutions == once.convolutions
+    # 128 filters: 8 % for the keys of a block, 1 % for the projections.
+    assert 1.05 < (twice.convolutions + twice.attention(32)) / once.of_patch(32) * 32**2 < 1.12
+    before, after = (cropping.crop(m, RATIOS) for m in (model, blending.blend(model)))
+    assert (before.halo, before.step) == (after.halo, after.step)
+    inside = [sum(flop for flop, _ in cropped.work) for cropped in (before, after)]
+    assert inside[0] == once.convolutions + once.attention(32)
+    assert inside[1] == twice.convolutions + twice.attention(32)
