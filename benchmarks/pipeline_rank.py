@@ -72,7 +72,7 @@ def memory(case: dict[str, Any]) -> None:
 
     Not the pages of mapped files, which Linux takes back when it needs them.
     """
-    from benchmarks.pipeline import stream
+    from benchmarks.pipeline_memory import stream
     from data_pipelines import cube, store
 
     peak, stop = [0], threading.Event()

@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+import click
 import numpy as np
 
 VERSION = 1
@@ -64,6 +65,24 @@ def append(path: pathlib.Path, what: str, **numbers: Any) -> dict[str, Any]:
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
     return line
+
+
+def compare(
+    path: pathlib.Path,
+    name: str,
+    base: Sequence[float],
+    measured: Sequence[float],
+    what: dict[str, Any],
+) -> None:
+    """Append one record of seconds and print it; the ratio is base over measured, turn by turn."""
+    ratio = figure([a / b for a, b in zip(base, measured, strict=True)], "1")
+    seconds = {"base": figure(base, "s"), "measured": figure(measured, "s")}
+    append(path, name, **what, ratio=ratio, seconds=seconds)
+    low, high = ratio["quartiles"]
+    click.echo(
+        f"{name}: {ratio['median']:.2f} ({low:.2f} to {high:.2f}), "
+        f"{seconds['base']['median']:.2f} s against {seconds['measured']['median']:.2f} s"
+    )
 
 
 def _cpu() -> str:

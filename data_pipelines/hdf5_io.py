@@ -3,6 +3,10 @@
 Training reads by position, through store.open_source. This is the other way that TensorFlow
 programs read HDF5: datasets of tensorflow-io, which go through a file in steps of 1024 rows and
 know neither order nor shares. The only file that imports tensorflow_io.
+
+Our reader is the faster in order, too: 11 times on 2 cores (`python -m benchmarks pipeline --part
+sequential`, 92 MB). It reads each record once, to where it belongs, and checks it there; here a
+shard is read once for its CRC and once more by tensorflow-io, whose elements are single rows.
 """
 
 from __future__ import annotations

@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 from data_pipelines import descriptor, record
 from data_pipelines.descriptor import MAX_OPEN, Descriptor
 from data_pipelines.manifest import MANIFEST, File, Shard
+from data_pipelines.names import Names
 from data_pipelines.spec import DataError, DatasetSpec, TensorSpec
 
 SUFFIX = ".lmdb"
 DATA = "data.mdb"
-# Bytes of records a transaction: what a writer holds in memory.
-TRANSACTION_BYTES = 4 * 2**20
+# Bytes of records a transaction: what a writer holds in memory, and LMDB once more.
+TRANSACTION_BYTES = 2**20
 # LMDB's map at first; doubled whenever it is full.
 MAP_BYTES = 16 * 2**20
 # safetensors: bytes before the header, which give its length, and its names of types.
@@ -88,7 +89,7 @@ class ShardWriter:
             )
         self._waiting: dict[bytes, bytes] = {}
         self._waiting_bytes = 0
-        self._keys: list[str] = []
+        self._keys = Names()
         self._crcs = array.array("q")
         self._array_bytes = record.num_bytes(spec)
         self.num_bytes = 0
@@ -144,7 +145,7 @@ class ShardWriter:
         self.abandon()
         descriptor.sync(path)
         found = File.of(self._folder, f"{self._name}/{DATA}")
-        return Shard((found,), self._crcs, offsets, tuple(self._keys))
+        return Shard((found,), self._crcs, offsets, self._keys)
 
     def _find_values(self, path: pathlib.Path) -> tuple[int, ...]:
         """First byte of each record's value in the finished file, in the order of writing.

@@ -22,6 +22,7 @@ import numpy as np
 
 from data_pipelines import files
 from data_pipelines import spec as contracts
+from data_pipelines.names import Names
 from data_pipelines.spec import DataError, DatasetSpec
 
 MANIFEST = "manifest.json"
@@ -101,7 +102,7 @@ class Shard:
     """record.record_crc of each record; kept as an array of 4 bytes each."""
     offsets: Sequence[int] = ()
     """First byte of each record in the first file; TFRecord and LMDB. An array of 8 bytes each."""
-    keys: tuple[str, ...] = ()
+    keys: Names = dataclasses.field(default_factory=Names)
     """Key of each record; LMDB only, whose file has them sorted."""
 
     def __post_init__(self) -> None:
@@ -137,16 +138,18 @@ class Shard:
         }
         if self.offsets:
             values["offsets"] = to_hex(self.offsets, 8)
-        return {**values, "keys": list(self.keys)} if self.keys else values
+        return {**values, "keys": self.keys.to_text()} if self.keys else values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Shard:
         """The inverse of to_json."""
+        keys = values.get("keys", "")
         shard = cls(
             tuple(map(File.from_json, values["files"])),
             from_hex(values["crc32c"], 4),
             from_hex(values.get("offsets", ""), 8),
-            tuple(map(str, values.get("keys", ()))),
+            # At first they were a list.
+            Names.from_text(keys) if isinstance(keys, str) else Names(map(str, keys)),
         )
         if shard.count != values["count"]:
             raise DataError(f"{shard.name}: {shard.count} checksums, count {values['count']}")

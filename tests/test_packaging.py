@@ -256,5 +256,6 @@ def test_install_in_an_empty_environment(tmp_path: pathlib.Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*", "build", "demo", "tests")
     shutil.copytree(ROOT, source, ignore=ignore)
     python = make_environment(tmp_path / "environment")
-    install(python, "-c", ROOT / "constraints.txt", source)
+    # Byte code would be of all of TensorFlow; the commands below need little of it.
+    install(python, "--no-compile", "-c", ROOT / "constraints.txt", source)
     check_commands(python, tmp_path)

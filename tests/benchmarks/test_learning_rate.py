@@ -14,7 +14,7 @@ from benchmarks import learning_rate
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = """--experiment dsen2_20m_compact --set model.options.filters=8 --set model.options.blocks=1
-    --set run.precision=float32 --data synthetic --batches 4,8 --patches 32"""
+    --set run.precision=float32 --data synthetic --batches 4 --patches 32"""
 
 
 def run(tmp_path, *more):
@@ -34,7 +34,7 @@ def test_the_command_writes_every_run_and_a_figure(tmp_path):
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["rule"], line["batch"], line["steps"]) for line in lines] == [
-        (rule, batch, 32 // batch) for rule in learning_rate.RULES for batch in (4, 8)
+        (rule, 4, 8) for rule in learning_rate.RULES
     ]
     for line in lines:
         assert line["where"]["software"]["keras"]
@@ -42,6 +42,24 @@ def test_the_command_writes_every_run_and_a_figure(tmp_path):
         assert len(line["losses"]) == line["steps"]
         assert f"{line['rule']}, batch {line['batch']}: " in result.stdout
     assert path.with_suffix(".svg").read_text().count("<svg") == 1
+
+
+def test_each_rule_at_twice_the_reference():
+    found = {
+        rule: dict(s.split("=") for s in learning_rate.rule_settings(rule, 8, 4, 1e-3, 320))
+        for rule in learning_rate.RULES
+    }
+    for settings in found.values():
+        assert settings["run.global_batch"] == "8"
+        assert settings["optimizer.reference_batch"] == "4"
+        assert settings["optimizer.learning_rate"] == "0.001"
+    options = "optimizer.schedule_options"
+    plain, warmed, modified = (found[rule] for rule in learning_rate.RULES)
+    assert plain["optimizer.schedule"] == warmed["optimizer.schedule"] == "linear"
+    assert f"{options}.warmup_steps" not in plain
+    assert warmed[f"{options}.warmup_steps"] == "4"  # a tenth of 40 steps
+    assert modified["optimizer.schedule"] == "modified_linear"
+    assert modified[f"{options}.halve_every"] == "20"  # a quarter of the steps at the reference
 
 
 def losses(*values: float) -> list[dict[str, float]]:

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from benchmarks import pipeline, pipeline_data
+from benchmarks import pipeline_data, pipeline_reading
 from data_pipelines import store
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def test_the_command_writes_every_part(tmp_path):
         (task, ranks, source)
         for task in ("patches", "superres_20m")
         for ranks in (1, 2)
-        for source in pipeline.READERS
+        for source in pipeline_reading.READERS
         if (task, source) != ("superres_20m", "geotiff")
     }
     for line in reading:
@@ -58,7 +58,7 @@ def test_the_command_writes_every_part(tmp_path):
 @pytest.mark.parametrize("task", ["patches", "superres_20m"])
 def test_all_sources_hold_the_same_patches(tmp_path, task):
     """What is compared has to be the same: the ceiling and people's files too."""
-    case = pipeline_data.make(tmp_path, task, 480, pipeline.READERS)
+    case = pipeline_data.make(tmp_path, task, 480, pipeline_reading.READERS)
     expected = store.open_source(case["sources"]["tfrecord"], "train")
     order = [2, 0, 1]
     batch = expected.read(order)

@@ -311,6 +311,8 @@ KILLED = """
     from data_pipelines import convert, journal, parts
 
     parts.PART_BYTES = 1_000_000
+    # What a shell has started in the background begins with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     done = 0
 
     def do_part(job, part, advance):

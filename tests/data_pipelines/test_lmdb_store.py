@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shutil
@@ -150,6 +151,23 @@ def test_what_a_killed_writer_left_is_not_mixed_in(tmp_path: pathlib.Path) -> No
     assert store.verify(tmp_path) == {"train": 2, "test": 1}
     names = {shard.name for shards in made.splits.values() for shard in shards}
     assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", *names}
+
+
+def test_manifests_with_keys_as_a_list_are_read(
+    folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """As they were written at first."""
+    copy = pathlib.Path(shutil.copytree(folder, tmp_path / "d"))
+    path = copy / "manifest.json"
+    values = json.loads(path.read_text())
+    del values["crc32c"]
+    for shards in values["splits"].values():
+        for shard in shards:
+            shard["keys"] = shard["keys"].split("\0")[:-1]
+    path.write_text(json.dumps({**values, "crc32c": manifest.checksum(values)}))
+    assert_is(store.open_source(copy, "train").read(range(40)), TRAIN)
+    assert store.verify(copy) == {"train": 40, "test": 20}
+    assert store.read_manifest(copy) == store.read_manifest(folder)
 
 
 @pytest.mark.parametrize("between", [0, 5])

@@ -647,6 +647,9 @@ def test_errors_name_file_found_and_expected(copy: pathlib.Path) -> None:
         {"files": [{"file": "train-00000", "bytes": 1, "crc32c": "no number"}]},
         {"offsets": "0" * 16},
         {"keys": ["a"]},
+        {"keys": "a"},
+        {"keys": "a\0"},
+        {"keys": 3},
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_refused(copy: pathlib.Path, change: dict) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import os
 import pathlib
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 
 import pytest
 
 from data_pipelines import synthetic
+from kerass2 import cli
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def run_command():
+def run_command() -> Run:
     """Run `python -m kerass2.<command>`; the result, with output as text."""
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -25,6 +33,27 @@ def run_command():
             timeout=300,
             env={**os.environ, **environment},
         )
+
+    return run
+
+
+@pytest.fixture
+def run_here(monkeypatch) -> Run:
+    """The same in this process, for commands that end with an error before any work."""
+
+    def run(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        main = importlib.import_module(f"kerass2.{command}").main
+        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # cli.run puts its own
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as ending,
+        ):
+            cli.run(main)
+        texts = (stream.buffer.getvalue().decode() for stream in (out, err))
+        return subprocess.CompletedProcess(sys.argv, ending.value.code, *texts)
 
     return run
 

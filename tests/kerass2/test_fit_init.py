@@ -31,7 +31,7 @@ def weights(path):
 
 
 @pytest.mark.parametrize("strategy", ["single", "horovod", "multiworker"])
-def test_a_run_starts_from_the_file(run_command, prepared, start, tmp_path, strategy):
+def test_a_run_starts_from_the_file(run_command, run_here, prepared, start, tmp_path, strategy):
     if strategy == "horovod":
         pytest.importorskip("horovod", reason="Horovod is not built here")
     given = ("dsen2_20m_compact", "--data", prepared, "--workdir", tmp_path / "w", *SETTINGS)
@@ -48,7 +48,7 @@ def test_a_run_starts_from_the_file(run_command, prepared, start, tmp_path, stra
     assert len(record["digest"]) == 12
     if strategy != "single":
         return
-    refused = run_command("fit", *given, *more, "--resume")
+    refused = run_here("fit", *given, *more, "--resume")
     assert refused.returncode == 2
     assert "--init" in refused.stderr
     resumed = run_command("fit", *given, "--steps", 3, "--resume")
@@ -61,13 +61,13 @@ def test_a_run_starts_from_the_file(run_command, prepared, start, tmp_path, stra
     assert f"weights  dsen2's, {start}" in anew.stdout
 
 
-def test_files_that_do_not_fit(run_command, prepared, start, tmp_path):
+def test_files_that_do_not_fit(run_here, prepared, start, tmp_path):
     given = ("dsen2_20m_compact", "--data", prepared, "--workdir", tmp_path / "w", *SETTINGS)
     for more, message in (
         (("--init", tmp_path / "missing.npz"), "missing.npz: no readable file of weights"),
         (("--init", start, "--set=model.options.blocks=3"), "only the model has block3_conv1"),
     ):
-        result = run_command("fit", *given, *more, "--steps", 2)
+        result = run_here("fit", *given, *more, "--steps", 2)
         assert result.returncode == 1, result.stderr
         assert message in result.stderr
         assert "Traceback" not in result.stderr

@@ -9,10 +9,12 @@ hardly moves its steps: its clipped cases show that clipping runs, not that the 
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 
 import cases
 import numpy as np
@@ -28,12 +30,12 @@ STRATEGIES = tuple(name for name in strategies.STRATEGIES if name != "single")
 Weights = dict[str, list[np.ndarray]]
 
 
-def run_ranks(out: pathlib.Path, strategy: str, workers: int, script: str, *arguments: str) -> str:
-    """Run a script of this folder as the ranks of one job, by the real launcher; its output."""
+def run_ranks(out: pathlib.Path, strategy: str, workers: int) -> None:
+    """Run train_rank.py as the ranks of one job, by the real launcher."""
     if strategy == "horovod":
         pytest.importorskip("horovod", reason="Horovod is not built here")
     launcher = ["-m", "strategies.launch", "--strategy", strategy, "--workers", str(workers), "--"]
-    command = [sys.executable, str(HERE / script), strategy, str(out), *arguments]
+    command = [sys.executable, str(HERE / "train_rank.py"), strategy, str(out)]
     result = subprocess.run(
         [sys.executable, *launcher, *command],
         capture_output=True,
@@ -42,7 +44,6 @@ def run_ranks(out: pathlib.Path, strategy: str, workers: int, script: str, *argu
         timeout=500,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
 
 
 def load(path: pathlib.Path) -> Weights:
@@ -71,15 +72,27 @@ def reference(tmp_path_factory) -> Weights:
     return load(path)
 
 
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory) -> Callable[[str, int], pathlib.Path]:
+    """(strategy, number of ranks) -> what the ranks of that job left; each job runs once."""
+
+    @functools.cache
+    def run(strategy: str, workers: int) -> pathlib.Path:
+        out = tmp_path_factory.mktemp("ranks")
+        run_ranks(out, strategy, workers)
+        return out
+
+    return run
+
+
 @pytest.fixture(
     scope="module",
     params=[(s, n) for s in STRATEGIES for n in (2, 3)],
     ids=lambda p: f"{p[0]}-{p[1]}",
 )
-def trained(request, tmp_path_factory) -> tuple[int, list[Weights]]:
+def trained(request, jobs) -> tuple[int, list[Weights]]:
     strategy, workers = request.param
-    out = tmp_path_factory.mktemp("ranks")
-    run_ranks(out, strategy, workers, "train_rank.py")
+    out = jobs(strategy, workers)
     return workers, [load(out / f"rank{rank}.npz") for rank in range(workers)]
 
 
@@ -115,9 +128,8 @@ def test_the_reference_moves_and_clips(reference):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_broken_sum_is_noticed(tmp_path, reference, strategy):
-    run_ranks(tmp_path, strategy, 2, "train_rank.py", "broken")
-    broken = load(tmp_path / "rank0.npz")
+def test_a_broken_sum_is_noticed(jobs, reference, strategy):
+    broken = load(jobs(strategy, 2) / "broken0.npz")
     for name in ("/".join(map(str, case)) for case in cases.BROKEN):
         relative, largest = distance(broken[name], reference[f"1/{name}"])
         assert relative > 10 * TOLERANCE, (name, relative, largest)
@@ -125,10 +137,9 @@ def test_a_broken_sum_is_noticed(tmp_path, reference, strategy):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_float16_overflow_on_one_rank_is_skipped_by_all(tmp_path, strategy):
-    run_ranks(tmp_path, strategy, 2, "overflow_rank.py")
+def test_float16_overflow_on_one_rank_is_skipped_by_all(jobs, strategy):
     for rank in range(2):
-        with np.load(tmp_path / f"rank{rank}.npz") as found:
+        with np.load(jobs(strategy, 2) / f"overflow{rank}.npz") as found:
             # Steps 0 and 2 are sound, step 1 overflows on rank 1 alone.
             scales, moved = found["scales"], found["moved"]
         np.testing.assert_array_equal(scales, [2.0**15, 2.0**14, 2.0**14])

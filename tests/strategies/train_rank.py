@@ -1,16 +1,19 @@
-"""One rank of the equality tests.
+"""One rank of the equality tests: every case, then, of two ranks, what must not go unnoticed.
 
-python train_rank.py STRATEGY OUT [broken]. Run by strategies.launch.
+python train_rank.py STRATEGY OUT. Run by strategies.launch. One job does all of it, because each
+process takes seconds to start.
 """
 
 from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import cases
 import keras
 import numpy as np
+import overflow
 import tensorflow as tf
 
 import strategies
@@ -64,18 +67,25 @@ def train(
     return [np.asarray(variable) for variable in model.variables]
 
 
+def train_all(
+    strategy: strategies.Strategy, chosen: Sequence[tuple[str, str, float | None]]
+) -> dict[str, np.ndarray]:
+    """Weights of each case under its name and their number."""
+    return {
+        f"{'/'.join(map(str, case))}/{index:03d}": value
+        for case in chosen
+        for index, value in enumerate(train(strategy, *case))
+    }
+
+
 def main() -> None:
-    name, out, *rest = sys.argv[1:]
-    strategy = strategies.get(name)
-    chosen = cases.CASES
-    if rest == ["broken"]:
+    name, out = sys.argv[1:]
+    strategy, folder = strategies.get(name), pathlib.Path(out)
+    np.savez(folder / f"rank{strategy.rank}.npz", **train_all(strategy, cases.CASES))
+    if strategy.world_size == 2:
+        np.savez(folder / f"overflow{strategy.rank}.npz", **overflow.train(strategy))
         strategy.sum_gradients = list
-        chosen = cases.BROKEN
-    results = {}
-    for case in chosen:
-        for index, value in enumerate(train(strategy, *case)):
-            results[f"{'/'.join(map(str, case))}/{index:03d}"] = value
-    np.savez(pathlib.Path(out) / f"rank{strategy.rank}.npz", **results)
+        np.savez(folder / f"broken{strategy.rank}.npz", **train_all(strategy, cases.BROKEN))
     strategy.sum(np.zeros(1))  # leave together
 
 

@@ -1,12 +1,6 @@
-"""float16 with dynamic loss scaling; in step 1 rank 1's gradient is infinite.
-
-python overflow_rank.py STRATEGY OUT. Run by strategies.launch.
-"""
+"""float16 with dynamic loss scaling; in step 1 rank 1's gradient is infinite."""
 
 from __future__ import annotations
-
-import pathlib
-import sys
 
 import keras
 import numpy as np
@@ -17,9 +11,8 @@ from kerass2 import losses, models
 from kerass2.steps.tensorflow import build_step
 
 
-def main() -> None:
-    name, out = sys.argv[1:]
-    strategy = strategies.get(name)
+def train(strategy: strategies.Strategy) -> dict[str, list]:
+    """As one of two ranks: the scale after each step, and whether any weight moved in it."""
     with strategy.scope():
         model = models.build("dsen2", filters=8, blocks=2, dtype="mixed_float16")
         inner = keras.optimizers.SGD(1e-2, global_clipnorm=1.0)
@@ -46,9 +39,4 @@ def main() -> None:
         step(batch, False)
         scales.append(float(np.asarray(optimizer.dynamic_scale)))
         moved.append(bool((weights() != before).any()))
-    np.savez(pathlib.Path(out) / f"rank{strategy.rank}.npz", scales=scales, moved=moved)
-    strategy.sum(np.zeros(1))  # leave together
-
-
-if __name__ == "__main__":
-    main()
+    return {"scales": scales, "moved": moved}
