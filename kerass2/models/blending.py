@@ -48,10 +48,10 @@ class Blended(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """(batch, y, x, filter) in and out, in the type of the input."""
-        size = ops.shape(inputs)[1:3]
+        height, width = ops.shape(inputs)[1:3]
+        shares = blending_weights(height, width, self.block, self.lattices)
         own = self.inner(inputs)
         total = own
-        shares = blending_weights(*size, self.block, self.lattices)
         # own + share * (other - own): so the sum of the shares is 1 to the last digit.
         for moved, share in zip(self.lattices[1:], shares[1:], strict=True):
             part = self._on_moved(inputs, moved)
