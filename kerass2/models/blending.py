@@ -49,9 +49,9 @@ class Blended(keras.layers.Layer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """(batch, y, x, filter) in and out, in the type of the input."""
         _, height, width, _ = ops.shape(inputs)
+        shares = blending_weights(height, width, self.block, self.lattices)
         own = self.inner(inputs)
         total = own
-        shares = blending_weights(height, width, self.block, self.lattices)
         # own + share * (other - own): so the sum of the shares is 1 to the last digit.
         for moved, share in zip(self.lattices[1:], shares[1:], strict=True):
             part = self._on_moved(inputs, moved)

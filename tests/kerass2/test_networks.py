@@ -148,9 +148,11 @@ def fast_dsen2(file: pathlib.Path):
     float64, each convolution as nine matrix products; scikit-image enlarges as DSen2's scripts do.
     """
     with np.load(file) as arrays:
+        # (y, x, input, output) in one piece: only so numpy multiplies by BLAS, 50 times faster.
+        kernels = [arrays[f"conv{i:02d}_kernel_OIHW"].transpose(2, 3, 1, 0) for i in range(14)]
         layers = [
-            (arrays[f"conv{i:02d}_kernel_OIHW"].astype(np.float64), arrays[f"conv{i:02d}_bias"])
-            for i in range(14)
+            (np.ascontiguousarray(kernel, np.float64), arrays[f"conv{i:02d}_bias"])
+            for i, kernel in enumerate(kernels)
         ]
 
     def convolve(x: np.ndarray, number: int) -> np.ndarray:
@@ -158,11 +160,11 @@ def fast_dsen2(file: pathlib.Path):
         height, width = x.shape[:2]
         padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
         parts = (
-            padded[dy : dy + height, dx : dx + width] @ kernel[:, :, dy, dx].T
+            padded[dy : dy + height, dx : dx + width].reshape(height * width, -1) @ kernel[dy, dx]
             for dy in range(3)
             for dx in range(3)
         )
-        return sum(parts, bias)
+        return sum(parts, bias).reshape(height, width, -1)
 
     def predict(cut: dict[str, np.ndarray]) -> np.ndarray:
         shape = cut["gsd10"].shape[:2]

@@ -155,7 +155,7 @@ def test_what_no_model_reads_makes_no_gaps(model: keras.Model) -> None:
     granule = granule_of(cubes)
     coarse = np.zeros((2, 12, 12), np.uint16)
     granule.cubes["gsd60"] = build_cube(coarse, sentinel2.BANDS_60M, 60)
-    found = predict.predict_granule(model, granule, bands=("all",))
+    found = predict.predict_granule(granule, model, bands=("all",))
     assert [int((found[band] == 0).sum()) for band in ("B02", "B03", "B05")] == [1, 0, 1]
     np.testing.assert_array_equal(found.B03, cubes["gsd10"][1])
 
