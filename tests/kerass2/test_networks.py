@@ -168,11 +168,12 @@ def fast_dsen2(file: pathlib.Path):
 
     def predict(cut: dict[str, np.ndarray]) -> np.ndarray:
         shape = cut["gsd10"].shape[:2]
-        # Source: lanha/DSen2, utils/patches.py, interp_patches, on DN / 30000.
+        # Source: lanha/DSen2, utils/patches.py, interp_patches, on DN / 30000. There mode="reflect":
+        # a window's outermost pixels differ, and by up to 6 DN 0.2 % of those that are kept.
         coarse = cut["gsd20"].astype(np.float64)
         bands = [
             skimage.transform.resize(
-                coarse[..., band], shape, mode="reflect", order=1, anti_aliasing=False
+                coarse[..., band], shape, mode="edge", order=1, anti_aliasing=False
             )
             for band in range(coarse.shape[-1])
         ]
