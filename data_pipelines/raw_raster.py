@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import threading
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,7 @@ class RawRaster:
         self.path, self.vrt = folder / PIXELS, folder / VRT
         self.description = description
         self._file: int | None = None
+        self._opening = threading.Lock()
 
     def create(self) -> None:
         """Make the file with room for all pixels, keeping those that are there already.
@@ -106,8 +108,9 @@ class RawRaster:
         if window != window.clipped(about.height, about.width):
             raise DataError(f"{self.path}: {window} is outside {about.height} x {about.width} px")
         try:
-            if self._file is None:
-                self._file = os.open(self.path, os.O_WRONLY)
+            with self._opening:
+                if self._file is None:
+                    self._file = os.open(self.path, os.O_WRONLY)
             for number, band in enumerate(np.ascontiguousarray(pixels)):
                 start = number * about.height + window.y
                 if window.width == about.width:
@@ -117,6 +120,13 @@ class RawRaster:
                     self._put(row, (start + y) * about.width + window.x)
         except OSError as error:
             raise self._not_written(error) from error
+
+    def read_rows(self, band: int, start: int, stop: int) -> NDArray[np.uint16]:
+        """(y, x) rows `start` to `stop` of a band, counted from 0, from any thread."""
+        about = self.description
+        count = (stop - start) * about.width
+        first = (band * about.height + start) * about.width * DTYPE.itemsize
+        return np.fromfile(self.path, DTYPE, count, offset=first).reshape(-1, about.width)
 
     def _put(self, values: NDArray[np.uint16], position: int) -> None:
         """Contiguous values at a position [px]; the system may take them in pieces."""
@@ -148,8 +158,16 @@ class RawRaster:
         )
 
 
-def build_vrt(about: Description, file: str) -> str:
-    """GDAL's VRT of a raw raster. Source: GDAL, "VRT -- GDAL Virtual Format", VRTRawRasterBand."""
+def build_vrt(about: Description, file: str, overviews: Sequence[str] = ()) -> str:
+    """GDAL's VRT of a raw raster.
+
+    Source: GDAL, "VRT -- GDAL Virtual Format", VRTRawRasterBand and Overview.
+
+    Args:
+        about: what is known of it.
+        file: its pixels, relative to the VRT.
+        overviews: VRTs of coarser copies, relative to the VRT.
+    """
     import rasterio
 
     attributes = {"rasterXSize": str(about.width), "rasterYSize": str(about.height)}
@@ -181,6 +199,10 @@ def build_vrt(about: Description, file: str) -> str:
             add(band, "Offset", repr(about.offsets[index]))
         if about.scales is not None:
             add(band, "Scale", repr(about.scales[index]))
+        for path in overviews:
+            overview = ElementTree.SubElement(band, "Overview")
+            add(overview, "SourceFilename", path, relativeToVRT="1")
+            add(overview, "SourceBand", index + 1)
         add(band, "SourceFilename", file, relativeToVRT="1")
         add(band, "ImageOffset", index * about.height * about.width * item)
         add(band, "PixelOffset", item)

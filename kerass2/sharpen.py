@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -162,8 +162,9 @@ def make_regions(
 ) -> Iterator[tuple[Window, NDArray[np.uint16]]]:
     """Regions and their DN (band, y, x), top to bottom.
 
-    The next row of regions is read while one is computed. Memory holds the chunks that two rows of
-    regions see, and one window.
+    Threads of their own read the next row of regions, bring the next region's pixels into form and
+    call the networks, while the caller works on the DN of the one before. Memory holds the chunks
+    that two rows of regions see, one window, and pixels of three regions.
 
     Args:
         plan: what is made.
@@ -174,58 +175,116 @@ def make_regions(
     """
     cubes = plan.cubes
     regions = plan.regions if regions is None else regions
-    for region, strips in tiling.read_strips(cubes, plan.networks, regions, plan.granule.shape):
-        yield region, make_region(plan, cubes, strips, region)
+
+    def prepared() -> Iterator[_Region]:
+        read = tiling.read_strips(cubes, plan.networks, regions, plan.granule.shape)
+        return (_prepare(plan, cubes, strips, region) for region, strips in read)
+
+    computed = (_compute(plan, work) for work in tiling.ahead(prepared()))
+    for work in tiling.ahead(computed):
+        yield work.region, finish_region(plan, cubes, work)
 
 
 def make_region(
     plan: Plan, cubes: dict[str, xarray.DataArray], strips: tiling.Strips, region: Window
 ) -> NDArray[np.uint16]:
     """DN (band, y, x) of a region, of pixels that are in memory."""
+    return finish_region(plan, cubes, _compute(plan, _prepare(plan, cubes, strips, region)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """What one network does for a region."""
+
+    network: Network
+    empty: NDArray[np.bool_]
+    """(y, x): where a band that the network reads has no data."""
+    saturated: NDArray[np.bool_]
+    """(band, y, x): where a band that it gives is saturated."""
+    union: Window
+    """The window around all that the network reads."""
+    given: Mapping[str, NDArray[np.float32]] | None
+    """{input: (y, x, band) reflectance} of `union`; None where no pixel is to be made."""
+    made: NDArray[np.float32] | None = None
+    """(y, x, band) reflectance of the region, once it is computed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Region:
+    """A region on its way."""
+
+    region: Window
+    out: NDArray[np.uint16]
+    """DN (band, y, x), with the bands that are copied."""
+    tasks: tuple[_Task, ...]
+
+
+def _prepare(
+    plan: Plan, cubes: dict[str, xarray.DataArray], strips: tiling.Strips, region: Window
+) -> _Region:
+    """Cut out what a region needs."""
     out = np.zeros((len(plan.bands), region.height, region.width), np.uint16)
     for band in plan.copied:
         name = f"gsd{sentinel2.BANDS[band].gsd}"
         names = list(map(str, cubes[name].band.values))
         out[plan.bands.index(band)] = strips.cut(name, region)[names.index(band)]
-    for network in plan.networks:
-        made = _sharpen(plan, network, cubes, strips, region)
-        for index, band in enumerate(network.bands):
-            if band in plan.bands:
-                out[plan.bands.index(band)] = made[index]
-    return out
+    tasks = tuple(_task(plan, network, cubes, strips, region) for network in plan.networks)
+    return _Region(region, out, tasks)
 
 
-def _sharpen(
+def _task(
     plan: Plan,
     network: Network,
     cubes: dict[str, xarray.DataArray],
     strips: tiling.Strips,
     region: Window,
-) -> NDArray[np.uint16]:
-    """DN (band, y, x) of a network's bands; where all have no data nothing is computed.
+) -> _Task:
+    """A network's input; where no pixel has data in all of its bands nothing will be computed.
 
     A pixel has no data where any band that the network reads has none at that place. Its neighbours
     keep their values, for which the network sees the gap filled, see gaps.fill.
     """
     empty, saturated = _special_pixels(network, strips, region)
-    if empty.all():
-        return np.full(saturated.shape, sentinel2.NO_DATA, np.uint16)
-    shape = plan.granule.shape
-    union = tiling.reading_window([network], region, shape)
+    union = tiling.reading_window([network], region, plan.granule.shape)
     taken = {name: cubes[name] for name in network.inputs}
-    given = tiling.read_region(taken, strips, union)
-    pieces = network.place(region, shape)
-    with _COMPUTING:
-        made = predict_region(network, given, union, pieces, region)
-    if not np.isfinite(made).all():
-        raise DataError(
-            f"model {network.name} gives NaN or Inf in rows {region.y} to "
-            f"{region.y + region.height}: is it trained?"
-        )
-    dn = meaning.to_dn(made.transpose(2, 0, 1), **meaning.dn_meaning(cubes[network.lowres]))
-    dn[saturated] = sentinel2.SATURATED
-    dn[:, empty] = sentinel2.NO_DATA
-    return dn
+    given = None if empty.all() else tiling.read_region(taken, strips, union)
+    return _Task(network, empty, saturated, union, given)
+
+
+def _compute(plan: Plan, work: _Region) -> _Region:
+    """Call the networks."""
+    tasks = []
+    for task in work.tasks:
+        if task.given is not None:
+            pieces = task.network.place(work.region, plan.granule.shape)
+            with _COMPUTING:
+                made = predict_region(task.network, task.given, task.union, pieces, work.region)
+            task = dataclasses.replace(task, given=None, made=made)
+        tasks.append(task)
+    return dataclasses.replace(work, tasks=tuple(tasks))
+
+
+def finish_region(
+    plan: Plan, cubes: dict[str, xarray.DataArray], work: _Region
+) -> NDArray[np.uint16]:
+    """DN (band, y, x) of a region."""
+    for task in work.tasks:
+        if task.made is None:
+            continue
+        network, region = task.network, work.region
+        if not np.isfinite(task.made).all():
+            raise DataError(
+                f"model {network.name} gives NaN or Inf in rows {region.y} to "
+                f"{region.y + region.height}: is it trained?"
+            )
+        units = meaning.dn_meaning(cubes[network.lowres])
+        dn = meaning.to_dn(task.made.transpose(2, 0, 1), **units)
+        dn[task.saturated] = sentinel2.SATURATED
+        dn[:, task.empty] = sentinel2.NO_DATA
+        for index, band in enumerate(network.bands):
+            if band in plan.bands:
+                work.out[plan.bands.index(band)] = dn[index]
+    return work.out
 
 
 def _special_pixels(
@@ -259,14 +318,20 @@ def _on_grid(window: Window, ratio: int) -> Window:
     return Window(y, x, height, -(-(window.x + window.width) // ratio) * ratio - x)
 
 
-def describe_work(plan: Plan) -> str:
-    """The arithmetic that a plan takes, and how much of it is overlap; empty where not counted."""
+def count_work(plan: Plan) -> tuple[float, float]:
+    """FLOP that a plan takes with its overlap, and without; 0 where they are not counted."""
     total = inside = 0.0
     for network in plan.networks:
         for region in plan.regions:
             for piece in network.place(region, plan.granule.shape):
                 total += network.flops(piece.out.height, piece.out.width)
         inside += network.flops_inside * plan.roi.height * plan.roi.width
+    return total, inside
+
+
+def describe_work(plan: Plan) -> str:
+    """The arithmetic that a plan takes, and how much of it is overlap; empty where not counted."""
+    total, inside = count_work(plan)
     if not inside:
         return ""
     return f"; {total / 1e12:.3g} TFLOP, {1 - inside / total:.1%} of them overlap"

@@ -8,7 +8,9 @@ import keras
 from keras import ops
 
 
-def each(compute: Any, count: Any, group: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
+def each(
+    compute: Any, count: Any, group: Any, like: tuple[Any, ...], at_once: int = 1
+) -> tuple[Any, ...]:
     """Rows 0 to count - 1 of some tensors, a group at a time.
 
     Args:
@@ -17,12 +19,16 @@ def each(compute: Any, count: Any, group: Any, like: tuple[Any, ...]) -> tuple[A
         count: number of rows, at least `group`.
         group: rows computed at once.
         like: tensors of one row's shapes and types.
+        at_once: groups that TensorFlow may compute at the same time.
 
     Returns:
         Tensors of `count` rows.
     """
     num_groups = -(-count // group)
-    if keras.backend.backend() == "torch":  # where put copies
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return _each_in_arrays(compute, count, group, like, at_once)
+    if backend == "torch":  # where put copies
         parts = [compute(min(number * group, count - group)) for number in range(num_groups)]
         if count % group:
             parts[-1] = tuple(rows[group - count % group :] for rows in parts[-1])
@@ -35,6 +41,36 @@ def each(compute: Any, count: Any, group: Any, like: tuple[Any, ...]) -> tuple[A
 
     start = tuple(ops.zeros((count, *ops.shape(x)), x.dtype) for x in like)
     return fold(step, num_groups, start)
+
+
+def _each_in_arrays(
+    compute: Any, count: Any, group: Any, like: tuple[Any, ...], at_once: int
+) -> tuple[Any, ...]:
+    """Each group's rows in TensorFlow's arrays: `put` copies all rows in each step there."""
+    import tensorflow as tf
+
+    if isinstance(count, int) and isinstance(group, int) and count == group:
+        return tuple(compute(0))
+    num_groups = -(-count // group)
+
+    def step(number: Any, *arrays: Any) -> tuple[Any, ...]:
+        rows = compute(tf.minimum(number * group, count - group))
+        return number + 1, *(a.write(number, row) for a, row in zip(arrays, rows, strict=True))
+
+    _, *arrays = tf.while_loop(
+        lambda number, *arrays: number < num_groups,
+        step,
+        (tf.constant(0), *(tf.TensorArray(x.dtype, num_groups) for x in like)),
+        parallel_iterations=at_once,
+    )
+    surplus, before = num_groups * group - count, (num_groups - 1) * group
+    whole = []
+    for array, row in zip(arrays, like, strict=True):
+        rows = tf.reshape(array.stack(), (num_groups * group, *ops.shape(row)))
+        if not (isinstance(surplus, int) and surplus == 0):
+            rows = tf.concat([rows[:before], rows[before + surplus :]], axis=0)
+        whole.append(tf.reshape(rows, (count, *ops.shape(row))))
+    return tuple(whole)
 
 
 def fold(step: Any, count: Any, start: tuple[Any, ...]) -> tuple[Any, ...]:

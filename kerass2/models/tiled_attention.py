@@ -252,13 +252,13 @@ def _tiling(x: Any, grid: blocks.BlockGrid) -> _Tiling:
     num_blocks = ops.shape(x)[0] * grid.num_blocks
     num_tiles = -(-pixels // TILE)
     size = -(-pixels // num_tiles)
-    group = group_size(num_blocks, pixels)
+    group = group_size(num_blocks, pixels, TILE)
     return _Tiling(num_blocks, group, pixels, num_tiles, size, blocks.inside(grid))
 
 
-def group_size(num_blocks: Any, pixels: Any) -> Any:
+def group_size(num_blocks: Any, pixels: Any, tile: int) -> Any:
     """How many blocks have maps no larger than a tile together, at least 1 and at most all."""
-    group = (TILE // pixels) ** 2
+    group = (tile // pixels) ** 2
     if isinstance(group, int) and isinstance(num_blocks, int):
         return min(max(group, 1), num_blocks)
     return ops.minimum(ops.maximum(group, 1), num_blocks)

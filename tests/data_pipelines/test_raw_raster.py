@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fractions
+import math
 import os
 import pathlib
 
@@ -56,6 +58,25 @@ def test_pixels_and_all_that_is_known_of_them(
         assert file.tags()["SOURCE"] == "a <test> & more"
         layout = file.tags(ns="IMAGE_STRUCTURE").get("LAYOUT")
         assert layout == ("COG" if kind == "COG" else None)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (6, 8), (7, 5)])
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_halve(shape: tuple[int, int], share: float) -> None:
+    """Pixel by pixel in exact arithmetic."""
+    rng = np.random.default_rng(shape[0])
+    pixels = rng.integers(1, 65536, shape, np.uint16)
+    pixels[rng.random(shape) < share] = 0
+    found = raster_formats.halve(pixels, 0)
+    assert found.shape == tuple(-(-n // 2) for n in shape)
+    for (y, x), value in np.ndenumerate(found):
+        there = [int(n) for n in pixels[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].flat if n]
+        expected = (
+            math.floor(fractions.Fraction(2 * sum(there) + len(there), 2 * len(there)))
+            if there
+            else 0
+        )
+        assert value == expected
 
 
 def test_zarr(tmp_path: pathlib.Path) -> None:

@@ -32,6 +32,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of at most 10 pixels, for any block."""
     monkeypatch.setattr(tiled_attention, "TILE", 10)
+    monkeypatch.setattr(attention, "GROUP", 8)
     monkeypatch.setattr(attention, "PATCHES_BYTES", 0)
     monkeypatch.setattr(attention, "RASTER_BYTES", 0)
 
@@ -106,6 +107,7 @@ def test_all_forms_agree(
     x, weights, above = data(height, width)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiled_attention, "TILE", tile)
+        patch.setattr(attention, "GROUP", tile)
         out, found = gradients(form, x, weights, above, block, "float32")
     expected_out, expected = gradients(attention.direct, x, weights, above, block, "float32")
     check_close(out, expected_out, 1e-5)

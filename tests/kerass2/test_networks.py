@@ -168,8 +168,8 @@ def fast_dsen2(file: pathlib.Path):
 
     def predict(cut: dict[str, np.ndarray]) -> np.ndarray:
         shape = cut["gsd10"].shape[:2]
-        # Source: lanha/DSen2, utils/patches.py, interp_patches, on DN / 30000. There mode="reflect":
-        # a window's outermost pixels differ, and by up to 6 DN 0.2 % of those that are kept.
+        # Source: lanha/DSen2, utils/patches.py, interp_patches, on DN / 30000. With its
+        # mode="reflect" a window's outermost pixels differ, and 0.2 % of those kept by up to 6 DN.
         coarse = cut["gsd20"].astype(np.float64)
         bands = [
             skimage.transform.resize(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -440,15 +441,15 @@ def test_an_interrupted_run_resumes_at_its_windows(
     output = tmp_path / "out.tif"
     arguments = files["s2x"], files["product"], "-o", output, "--window", 96
     made: list[object] = []
-    real = sharpen.make_region
+    real = sharpen.finish_region
 
-    def fails(plan: object, cubes: object, strips: object, region: object) -> object:
+    def fails(plan: Any, cubes: Any, work: Any) -> Any:
         if len(made) == 5:
             raise DataError("the disk was pulled out")
-        made.append(region)
-        return real(plan, cubes, strips, region)
+        made.append(work.region)
+        return real(plan, cubes, work)
 
-    monkeypatch.setattr(sharpen, "make_region", fails)
+    monkeypatch.setattr(sharpen, "finish_region", fails)
     code, _, err = run(*arguments)
     assert code == 1
     assert "the disk was pulled out" in err
@@ -457,7 +458,7 @@ def test_an_interrupted_run_resumes_at_its_windows(
 
     done, made[:] = list(made), []
     monkeypatch.setattr(
-        sharpen, "make_region", lambda *given: (made.append(given[3]), real(*given))[1]
+        sharpen, "finish_region", lambda *given: (made.append(given[2].region), real(*given))[1]
     )
     code, _, err = run(*arguments[:-1], 64, "--resume")
     assert code == 1
