@@ -21,7 +21,6 @@ import google_crc32c
 import numpy as np
 
 from data_pipelines import files
-from data_pipelines import spec as contracts
 from data_pipelines.names import Names
 from data_pipelines.spec import DataError, DatasetSpec
 
@@ -251,19 +250,33 @@ def write(folder: pathlib.Path, manifest: Manifest) -> None:
         "extra": [file.to_json() for file in manifest.extra],
         "provenance": manifest.provenance,
     }
-    # Shapes on one line. (A JSON string has no raw newline, so the pattern finds lists only.)
-    text = contracts.json_text({**values, "crc32c": checksum(values)})
-    text = re.sub(r"\[\n[\d,\s]+\]", lambda found: " ".join(found[0].split()), text)
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        file.write(text)
+        file.writelines(_encode({**values, "crc32c": checksum(values)}))
+        file.write("\n")
         file.flush()
         os.fsync(file.fileno())
 
 
+def _encode(values: Mapping[str, Any]) -> Iterator[str]:
+    """JSON in pieces, for the whole is megabytes; indented, but shapes on one line."""
+    numbers = ""
+    for piece in json.JSONEncoder(indent=2).iterencode(values):
+        if not numbers and not re.match(r"\[\n\s*\d", piece):
+            yield piece
+            continue
+        numbers += piece
+        if piece == "]":
+            # A JSON string has no raw newline, so the pattern finds lists only.
+            yield re.sub(r"\[\n[\d,\s]+\]", lambda found: " ".join(found[0].split()), numbers)
+            numbers = ""
+
+
 def checksum(values: Mapping[str, Any]) -> str:
     """CRC-32C of a manifest's content, whatever its layout."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return f"{google_crc32c.value(text.encode()):08x}"
+    crc = 0
+    for piece in json.JSONEncoder(sort_keys=True, separators=(",", ":")).iterencode(values):
+        crc = google_crc32c.extend(crc, piece.encode())
+    return f"{crc:08x}"
 
 
 @contextlib.contextmanager
