@@ -1,0 +1,285 @@
+"""`python -m benchmarks superres`: whole tiles sharpened, and training, against the machine's rate.
+
+  tile        products from JP2 to COG: arithmetic a second as a share of what the machine's matrix
+              product reaches in the same process, how much of it is overlap, resident memory, and
+              how time and memory grow from half the edge to the whole
+  plain       the same with DSen2 against Keras' model.predict in float32 over windows of 128 px
+              with a border of 8 px, which spends less than is exact, and of 16 px, which gives our
+              pixels; and the error against the truth in both precisions
+  attention   the same with S2x against its plain form, attention over all of a window of 128 px
+  training    S2x's step in our loop against plain Keras' fit
+
+Times are after start-up, which is reported apart: imports, loading a model, and a first call for
+each size of window. Every measurement is a process of its own (superres_rank.py); in `training`
+both take turns in one.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks import record
+
+PARTS = ("tile", "plain", "attention", "training")
+MODELS = ("dsen2", "s2x")
+PRECISIONS = ("float32", "bfloat16")
+# Borders of the plain way [px of 10 m]: DSen2's own, and one that loses nothing (14 are enough, but
+# 20 m pixels at a window's edge are interpolated from one more).
+DSEN2_BORDER, EXACT_BORDER = 8, 16
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Default: all.")
+@click.option("--model", "models", multiple=True, type=click.Choice(MODELS), help="Of `tile`.")
+@click.option("--precision", "precisions", multiple=True, type=click.Choice(PRECISIONS))
+@click.option(
+    "--size",
+    default=5490,
+    type=click.IntRange(min=72),
+    show_default=True,
+    help="Edge of the larger product of `tile` [px of 10 m], a multiple of 6.",
+)
+@click.option(
+    "--small",
+    default=1368,
+    type=click.IntRange(min=240),
+    show_default=True,
+    help="Edge of the product of `plain`; `attention` has half of it.",
+)
+@click.option(
+    "--batch", default=64, type=click.IntRange(min=1), show_default=True, help="Of `training`."
+)
+@click.option("--patch", default=32, type=click.IntRange(min=2), show_default=True)
+@click.option("--rounds", default=5, type=click.IntRange(min=1), show_default=True)
+@click.option("--filters", default=128, type=click.IntRange(min=1), show_default=True)
+@click.option("--blocks", default=6, type=click.IntRange(min=1), show_default=True)
+@click.option("--weights", type=click.Path(path_type=pathlib.Path), help="DSen2's, .npz or .hdf5.")
+@click.option("--scene", type=click.Path(path_type=pathlib.Path), help="For `plain`: the truth.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=pathlib.Path),
+    help="Where the made-up products lie, kept for the next run; default: a temporary folder.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=pathlib.Path),
+    default="benchmarks/results/local/superres.jsonl",
+    show_default=True,
+    help="Record to append to.",
+)
+def main(
+    parts: tuple[str, ...],
+    models: tuple[str, ...],
+    precisions: tuple[str, ...],
+    folder: pathlib.Path | None,
+    output: pathlib.Path,
+    **options: Any,
+) -> None:
+    """Measure super-resolution on this machine."""
+    if options["size"] % 6 or options["small"] % 12:
+        raise click.UsageError("--size: expected a multiple of 6; --small: of 12")
+    with tempfile.TemporaryDirectory() as temporary:
+        root = (folder or pathlib.Path(temporary)).resolve()
+        root.mkdir(parents=True, exist_ok=True)
+        bench = _Bench(root, output, precisions or PRECISIONS, options)
+        for part in parts or PARTS:
+            if part == "tile":
+                for model in models or MODELS:
+                    bench.measure_tile(model)
+            else:
+                {
+                    "plain": bench.measure_plain,
+                    "attention": bench.measure_attention,
+                    "training": bench.measure_training,
+                }[part]()
+
+
+class _Bench:
+    """Measurements with their common options."""
+
+    def __init__(
+        self,
+        root: pathlib.Path,
+        output: pathlib.Path,
+        precisions: tuple[str, ...],
+        options: dict[str, Any],
+    ) -> None:
+        """`root` keeps products and models."""
+        self._root, self._output, self._precisions = root, output, precisions
+        self._options = options
+        self._saved: dict[str, str] = {}
+
+    def measure_tile(self, name: str) -> None:
+        """A product, and one of half its edge."""
+        sizes = (self._options["size"] // 12 * 6, self._options["size"])
+        for precision in self._precisions:
+            what = {"model": name, "precision": precision}
+            small, large = (self._run("tile", self._case(name, size, precision)) for size in sizes)
+            for size, found in zip(sizes, (small, large), strict=True):
+                record.append(self._output, "tile", **what, size=size, **found)
+                click.echo(
+                    f"tile {size} px, {name}, {precision}: {found['share']:.2f} of the matrix "
+                    f"product's {found['matrix_product_flop_s'] / 1e9:.0f} GFLOP/s, "
+                    f"{found['overlap']:.1%} overlap, {found['seconds']:.1f} s (start-up "
+                    f"{found['start_up_s']:.1f} s), {found['resident_gib']:.2f} GiB"
+                )
+            growth = {
+                "seconds_a_pixel": _over(large, small, "seconds") / (sizes[1] / sizes[0]) ** 2,
+                "seconds_a_flop": _over(large, small, "seconds") / _over(large, small, "flop"),
+                "resident": _over(large, small, "resident_gib"),
+            }
+            record.append(self._output, "growth", **what, sizes=sizes, **growth)
+            click.echo(
+                f"growth {sizes[0]} to {sizes[1]} px, {name}, {precision}: time a pixel "
+                f"{growth['seconds_a_pixel']:.3f}, memory {growth['resident']:.3f}"
+            )
+
+    def measure_plain(self) -> None:
+        """DSen2 in both precisions against model.predict, in speed, pixels and error."""
+        size, folder = self._options["small"], self._root
+        base = self._case("dsen2", size, "float32")
+        images = {p: str(folder / f"ours-{p}.tif") for p in self._precisions}
+        ours = {
+            p: self._run("tile", {**base, "precision": p, "image": image})
+            for p, image in images.items()
+        }
+        for border in (DSEN2_BORDER, EXACT_BORDER):
+            image = str(folder / f"plain-{border}.tif")
+            plain = self._run("plain", {**base, "border": border, "batch": 32, "image": image})
+            for precision, found in ours.items():
+                what = {"model": "dsen2", "precision": precision, "size": size, "border": border}
+                self._report("over plain", what, plain, found, _gap(images[precision], image))
+        if self._options["scene"]:
+            case = {"model": base["model"], "scene": str(self._options["scene"])}
+            found = self._run("truth", {**case, "precisions": PRECISIONS})
+            ratio = found["bfloat16"] / found["float32"]
+            record.append(self._output, "error against the truth", rmse_dn=found, ratio=ratio)
+            click.echo(f"RMSE {found} DN: bfloat16 over float32 {ratio:.4f}")
+
+    def measure_attention(self) -> None:
+        """S2x in both precisions against its plain form."""
+        size = self._options["small"] // 12 * 6
+        base = self._case("s2x", size, "float32")
+        ours = {p: self._run("tile", {**base, "precision": p}) for p in self._precisions}
+        case = {**base, "model": None, "border": DSEN2_BORDER, "batch": 1}
+        plain = self._run("plain", {**case, "options": self._options_of("s2x")})
+        for precision, found in ours.items():
+            what = {"model": "s2x", "precision": precision, "size": size, "border": DSEN2_BORDER}
+            self._report("over plain", what, plain, found, {})
+
+    def measure_training(self) -> None:
+        """S2x's step in our loop against fit."""
+        from kerass2 import config
+        from kerass2.models import build, cost
+
+        changes = [f"model.options.{k}={v}" for k, v in self._options_of("s2x").items()]
+        experiment = config.override(config.load("superres_20m"), changes)
+        names = ("batch", "patch", "rounds")
+        case = {"experiment": experiment.to_json(), **{n: self._options[n] for n in names}}
+        model = build(experiment.model.name, **experiment.model.options)
+        flop = 3 * cost.count(model).of_patch(case["patch"]) * case["batch"]
+        for precision in self._precisions:
+            found = self._run("training", {**case, "precision": precision, "strategy": "single"})
+            ratios = [a / b for a, b in zip(found["fit"], found["loop"], strict=True)]
+            rates = {
+                name: [flop / s / found["matrix_product_flop_s"] for s in found[name]]
+                for name in ("loop", "fit")
+            }
+            shares = {name: record.figure(values, "1") for name, values in rates.items()}
+            record.append(
+                self._output,
+                "training over fit",
+                precision=precision,
+                batch=case["batch"],
+                patch=case["patch"],
+                ratio=record.figure(ratios, "1"),
+                share=shares,
+                matrix_product_flop_s=found["matrix_product_flop_s"],
+            )
+            click.echo(
+                f"training over fit, {precision}: {np.median(ratios):.3f}; share of the matrix "
+                f"product {shares['loop']['median']:.2f}, fit {shares['fit']['median']:.2f}"
+            )
+
+    def _report(
+        self,
+        name: str,
+        what: dict[str, Any],
+        plain: dict[str, Any],
+        ours: dict[str, Any],
+        gap: dict[str, float],
+    ) -> None:
+        """Seconds of the plain way over ours."""
+        ratio = plain["seconds"] / ours["seconds"]
+        record.append(self._output, name, **what, **gap, ratio=ratio, plain=plain, ours=ours)
+        pixels = "".join(f", {key} {value:.2f} DN" for key, value in gap.items())
+        click.echo(
+            f"{what['model']}, {what['precision']} {name}, border {what['border']}: {ratio:.2f} "
+            f"({plain['seconds']:.1f} s against {ours['seconds']:.1f} s){pixels}; resident "
+            f"{plain['resident_gib']:.2f} against {ours['resident_gib']:.2f} GiB"
+        )
+
+    def _case(self, name: str, size: int, precision: str) -> dict[str, Any]:
+        """What `tile` takes."""
+        return {
+            "model": self._model(name),
+            "product": str(self._product(size)),
+            "precision": precision,
+            "image": str(self._root / "image.tif"),
+        }
+
+    def _options_of(self, name: str) -> dict[str, int]:
+        return {key: self._options[key] for key in ("filters", "blocks")}
+
+    def _model(self, name: str) -> str:
+        """A saved model: DSen2 with the weights given, else fresh weights; gamma is not 0."""
+        if name not in self._saved:
+            path = str(self._root / f"{name}.keras")
+            weights = self._options["weights"] if name == "dsen2" else None
+            case = {"name": name, "path": path, "weights": weights and str(weights)}
+            self._run("save", {**case, "options": self._options_of(name)})
+            self._saved[name] = path
+        return self._saved[name]
+
+    def _product(self, size: int) -> pathlib.Path:
+        """A made-up product, written once."""
+        from data_pipelines import synthetic_product
+
+        folder = self._root / f"product-{size}"
+        if not folder.exists():
+            pixels = synthetic_product.build_tile(size, seed=0)
+            synthetic_product.write_product(folder, pixels, level="L1C")
+        return next(folder.glob("*.SAFE"))
+
+    def _run(self, kind: str, case: dict[str, Any]) -> dict[str, Any]:
+        """What a process of superres_rank finds."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "found.json"
+            case = {**case, "output": str(path)}
+            command = [sys.executable, "-m", "benchmarks.superres_rank", kind, json.dumps(case)]
+            if code := subprocess.run(command).returncode:
+                raise click.ClickException(f"a process of the benchmark ended with {code}")
+            found: dict[str, Any] = json.loads(path.read_text())
+            return found
+
+
+def _over(large: dict[str, Any], small: dict[str, Any], key: str) -> float:
+    return float(large[key] / small[key])
+
+
+def _gap(ours: str, plain: str) -> dict[str, float]:
+    """Largest and root mean square difference of the pixels of two images [DN]."""
+    import rasterio
+
+    with rasterio.open(ours) as one, rasterio.open(plain) as other:
+        gap = one.read().astype(np.float64) - other.read()
+    return {"largest": float(np.abs(gap).max()), "rms": float(np.sqrt(np.mean(gap**2)))}

@@ -1,0 +1,228 @@
+"""One process of `python -m benchmarks superres`: it measures one thing and writes it down."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kerass2.precision import POLICIES
+
+if TYPE_CHECKING:
+    from kerass2.sharpen import Plan
+
+# Edges of the square matrices whose product is the machine's rate: the faster one counts.
+MATRICES = (2048, 4096)
+
+
+def measure_product(precision: str, seconds: float = 1.0) -> float:
+    """Rate of TensorFlow's matrix product [FLOP/s]: the median, of the faster size."""
+    import tensorflow as tf
+
+    product, rates = tf.function(tf.linalg.matmul), []
+    for size in MATRICES:
+        factor = tf.cast(tf.random.stateless_normal((size, size), seed=(0, 0)), precision)
+        begin, found = time.perf_counter(), list[float]()
+        while len(found) < 4 or time.perf_counter() - begin < seconds / len(MATRICES):
+            start = time.perf_counter()
+            product(factor, factor)
+            found.append(2 * size**3 / (time.perf_counter() - start))
+        rates.append(statistics.median(found[1:]))
+    return max(rates)
+
+
+def save(case: dict[str, Any]) -> dict[str, Any]:
+    """A model for the others."""
+    import keras
+
+    from kerass2 import models
+    from kerass2.models import weights
+
+    keras.utils.set_random_seed(0)
+    block = {"block": 32} if case["name"] == "s2x" else {}
+    model = models.build(case["name"], **case["options"], **block)
+    if case["weights"] is not None:
+        weights.initialise(model, case["weights"])
+    for layer in model.layers:
+        if layer.name == "attention":
+            layer.gamma.assign(0.3)
+    model.save(case["path"])
+    return {}
+
+
+def tile(case: dict[str, Any]) -> dict[str, Any]:
+    """A product from JP2 to COG as kerass2.predict does it, after start-up.
+
+    Start-up is the time from the process' begin to here, with a first call of the model for each
+    size of window that there is: that is when TensorFlow compiles it.
+    """
+    import psutil
+
+    import strategies
+    from data_pipelines.granule import open_granule
+    from kerass2 import inputs, networks, outputs, sharpen
+
+    model = inputs.load_model(case["model"])
+    network = networks.build_network(model, precision=case["precision"])
+    product, output = pathlib.Path(case["product"]), pathlib.Path(case["image"])
+    _warm_up(sharpen.build_plan(open_granule(product), [network]))
+    start_up = time.time() - psutil.Process().create_time()
+    rates = [measure_product(case["precision"])]
+    begin = time.perf_counter()
+    plan = sharpen.build_plan(open_granule(product), [network])
+    spent = outputs.write_output(
+        plan, outputs.Target(output, "COG"), strategies.get("single"), identity={}, overwrite=True
+    )
+    seconds = time.perf_counter() - begin
+    peak = _peak_resident()
+    rates.append(measure_product(case["precision"]))
+    flop, inside = sharpen.count_work(plan)
+    return {
+        "seconds": seconds,
+        "windows_s": spent[0],
+        "output_s": spent[1],
+        "start_up_s": start_up,
+        "resident_gib": peak,
+        "flop": flop,
+        "overlap": 1 - inside / flop,
+        "matrix_product_flop_s": max(rates),
+        "share": flop / seconds / max(rates),
+    }
+
+
+def _warm_up(plan: Plan) -> None:
+    """Call each network once for each size of window."""
+    for network in plan.networks:
+        views = {
+            (piece.view.height, piece.view.width): piece.view
+            for region in plan.regions
+            for piece in network.place(region, plan.granule.shape)
+        }
+        for height, width in views:
+            network.predict(
+                {
+                    name: np.full(
+                        (1, height // ratio, width // ratio, len(network.inputs[name])),
+                        0.1,
+                        np.float32,
+                    )
+                    for name, ratio in network.ratios.items()
+                }
+            )
+
+
+def _peak_resident() -> float:
+    """Of this process so far [GiB], mapped files included."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+
+
+def plain(case: dict[str, Any]) -> dict[str, Any]:
+    """The same product by the plain way, in float32; S2x by its plain form."""
+    import psutil
+
+    from benchmarks import superres_plain
+    from kerass2 import inputs
+
+    if case["model"] is None:
+        options = case["options"]
+        model = superres_plain.build_s2x(
+            options["filters"], options["blocks"], "float32", superres_plain.WINDOW
+        )
+    else:
+        model = inputs.load_model(case["model"])
+    size, batch = superres_plain.WINDOW, case["batch"]
+    shapes = {"gsd10": (batch, size, size, 4), "gsd20": (batch, size // 2, size // 2, 6)}
+    model.predict({name: np.zeros(shape, "f4") for name, shape in shapes.items()}, verbose=0)
+    start_up = time.time() - psutil.Process().create_time()
+    begin = time.perf_counter()
+    superres_plain.sharpen(
+        model, pathlib.Path(case["product"]), pathlib.Path(case["image"]), case["border"], batch
+    )
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "start_up_s": start_up, "resident_gib": _peak_resident()}
+
+
+def truth(case: dict[str, Any]) -> dict[str, Any]:
+    """RMSE [DN] of a model on a scene under Wald's protocol, in both precisions."""
+    from data_pipelines import cube, sentinel2
+    from data_pipelines.granule import Granule, build_cube, open_granule
+    from kerass2 import inputs, networks, sharpen, whole
+
+    model = inputs.load_model(case["model"])
+    scene = whole.read(open_granule(case["scene"]), cube.find_task("superres_20m"))
+    bands = {name: sentinel2.bands_at(sentinel2.GSDS[name]) for name in scene.cubes}
+    cubes = {
+        name: build_cube(pixels, bands[name], sentinel2.GSDS[name])
+        for name, pixels in scene.cubes.items()
+    }
+    found = {}
+    for precision in case["precisions"]:
+        network = networks.build_network(model, precision=precision)
+        plan = sharpen.build_plan(Granule("scene", "scene", "scene", cubes), [network])
+        error = np.empty(scene.target.shape, np.float64)
+        for region, pixels in sharpen.make_regions(plan):
+            error[region.slices] = pixels.transpose(1, 2, 0)
+        error -= scene.target
+        found[precision] = float(np.sqrt(np.mean(error[scene.valid] ** 2)))
+    return found
+
+
+def training(case: dict[str, Any]) -> dict[str, Any]:
+    """Seconds a step of our loop and of plain Keras' fit, in turns, and the product's rate."""
+    import strategies
+    from benchmarks import step_rank
+
+    runs = {
+        "loop": step_rank._build_loop(strategies.get("single"), case, case["precision"]),
+        "fit": _build_fit(case),
+    }
+    for run in runs.values():
+        run(step_rank.WARM_UP)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    rates = [measure_product(case["precision"])]
+    for _ in range(case["rounds"]):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run(step_rank.BLOCK)
+            seconds[name].append((time.perf_counter() - begin) / step_rank.BLOCK)
+        rates.append(measure_product(case["precision"]))
+    return {**seconds, "matrix_product_flop_s": max(rates)}
+
+
+def _build_fit(case: dict[str, Any]) -> Callable[[int], None]:
+    """What one writes by hand in Keras: a policy, compile, fit, on a repeated batch in memory."""
+    import keras
+    import tensorflow as tf
+
+    from benchmarks import superres_plain
+
+    options, patch = case["experiment"]["model"]["options"], case["patch"]
+    policy = POLICIES[case["precision"]]
+    model = superres_plain.build_s2x(options["filters"], options["blocks"], policy, patch)
+    model.compile(optimizer=keras.optimizers.Adam(1e-4), loss="mae")
+    rng = np.random.default_rng(0)
+
+    def draw(size: int, bands: int) -> Any:
+        return tf.constant(rng.random((case["batch"], size, size, bands)), tf.float32)
+
+    inputs = {"gsd10": draw(patch, 4), "gsd20": draw(patch // 2, 6)}
+    batch = inputs, {"superres_20m": draw(patch, 6)}
+    dataset = tf.data.Dataset.from_tensors(batch).repeat()
+
+    def run(steps: int) -> None:
+        model.fit(dataset, steps_per_epoch=steps, shuffle=False, verbose=0)
+
+    return run
+
+
+if __name__ == "__main__":
+    kinds = {"save": save, "tile": tile, "plain": plain, "truth": truth, "training": training}
+    arguments = json.loads(sys.argv[2])
+    pathlib.Path(arguments["output"]).write_text(json.dumps(kinds[sys.argv[1]](arguments)))

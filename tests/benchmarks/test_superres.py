@@ -1,0 +1,99 @@
+"""`python -m benchmarks superres` runs on a tiny model and writes all; no time is judged."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import click.testing
+import numpy as np
+import pytest
+
+from benchmarks import superres, superres_plain, superres_rank
+
+TINY = {
+    **{"size": 144, "small": 240, "filters": 8, "blocks": 1},
+    **{"batch": 2, "patch": 16, "rounds": 2},
+}
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is a process of its own otherwise, in this one: TensorFlow is imported once."""
+
+    def run(self: Any, kind: str, case: dict[str, Any]) -> Any:
+        found = getattr(superres_rank, kind)(json.loads(json.dumps(case)))
+        return json.loads(json.dumps(found))
+
+    monkeypatch.setattr(superres._Bench, "_run", run)
+    monkeypatch.setattr(superres_rank, "MATRICES", (64,))
+    monkeypatch.setattr(superres_plain, "WINDOW", 64)  # attention over 128 px takes a GB
+
+
+def call(path: pathlib.Path, *arguments: str) -> tuple[list[dict[str, Any]], str]:
+    tiny = [f"--{key}={value}" for key, value in TINY.items()]
+    result = click.testing.CliRunner().invoke(
+        superres.main, [*tiny, *arguments, "-o", str(path)], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in path.read_text().splitlines()], result.output
+
+
+def test_tiles_and_their_growth(here: None, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "superres.jsonl"
+    lines, text = call(path, "--part", "tile", "--model", "s2x", "--precision", "bfloat16")
+    assert [(line["what"], line.get("size")) for line in lines] == [
+        ("tile", 72),
+        ("tile", 144),
+        ("growth", None),
+    ]
+    small, large, growth = lines
+    for line in (small, large):
+        assert line["share"] == pytest.approx(
+            line["flop"] / line["seconds"] / line["matrix_product_flop_s"]
+        )
+        assert line["windows_s"] + line["output_s"] <= line["seconds"]
+        assert 0 < line["overlap"] < 1
+        assert line["resident_gib"] > 0.2
+    assert growth["seconds_a_pixel"] == pytest.approx(large["seconds"] / small["seconds"] / 4)
+    assert "growth 72 to 144 px, s2x, bfloat16" in text
+
+
+def test_against_the_plain_way(here: None, tmp_path: pathlib.Path) -> None:
+    """With an exact border both give the same pixels: what is compared does the same."""
+    from data_pipelines import sentinel2, synthetic
+
+    scene, path = tmp_path / "scene.npz", tmp_path / "superres.jsonl"
+    pixels = synthetic.build_cubes(240, seed=1)
+    names = {gsd: np.array(sentinel2.bands_at(gsd)) for gsd in (10, 20, 60)}
+    arrays = {f"im{gsd}": pixels[f"gsd{gsd}"] for gsd in names}
+    np.savez(scene, **arrays, **{f"bands{gsd}": bands for gsd, bands in names.items()})
+    parts = ["--part", "plain", "--part", "attention", "--scene", str(scene)]
+    narrow, exact, error, attention = call(path, *parts, "--precision", "float32")[0]
+    assert (narrow["border"], exact["border"]) == (8, 16)
+    assert exact["largest"] <= 1
+    assert (attention["model"], attention["border"]) == ("s2x", 8)
+    for line in (narrow, exact, attention):
+        assert line["ratio"] == pytest.approx(line["plain"]["seconds"] / line["ours"]["seconds"])
+    found = error["rmse_dn"]
+    assert set(found) == set(superres.PRECISIONS)
+    assert error["ratio"] == pytest.approx(found["bfloat16"] / found["float32"])
+    assert 0.9 < error["ratio"] < 1.1
+
+
+def test_training(here: None, tmp_path: pathlib.Path) -> None:
+    lines, text = call(tmp_path / "superres.jsonl", "--part", "training", "--precision", "float32")
+    (line,) = lines
+    assert line["ratio"]["repeats"] == 2
+    assert line["share"]["loop"]["median"] > 0
+    assert "training over fit, float32" in text
+
+
+def test_the_plain_network_is_s2x() -> None:
+    """The same parameters but for gamma, one for each filter there."""
+    from kerass2 import models
+
+    plain = superres_plain.build_s2x(8, 2, "float32", 32)
+    ours = models.build("s2x", filters=8, blocks=2)
+    assert plain.count_params() == ours.count_params() + 8 - 1
