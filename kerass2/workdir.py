@@ -69,7 +69,7 @@ def check(
 
 
 def read_data(workdir: pathlib.Path) -> dict[str, Any]:
-    """What data.json holds: "data", "manifest", "description", "command"; empty where it is not.
+    """What data.json holds: "data", "manifest", "description", "command", "levels"; else empty.
 
     Raises:
         DataError: the file is damaged.

@@ -454,7 +454,7 @@ def test_wrong_options_are_one_line_and_exit_1(
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
-        ("no model", "model.keras: not found; expected a .keras file or the work folder"),
+        ("no model", "model.keras: not found; expected a .keras file, the work folder"),
         ("no data", "nowhere/manifest.json: not found"),
         ("no split", "no split 'tets'; it has"),
         ("empty split", "split train holds no patches"),
