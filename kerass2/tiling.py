@@ -133,8 +133,16 @@ def compile_prediction(model: Any, *, sizes_known: bool = False) -> Predict:
         autograph=False,
     )
 
+    traced: dict[Any, Any] = {}
+
     def predict_tensorflow(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        outputs = compiled({name: tf.convert_to_tensor(value) for name, value in inputs.items()})
+        given = {name: tf.convert_to_tensor(value) for name, value in inputs.items()}
+        call = compiled
+        if sizes_known:  # by hand, since TensorFlow warns of a function that it traces five times
+            specs = {name: tf.TensorSpec.from_tensor(value) for name, value in given.items()}
+            key = tuple(specs.items())
+            call = traced[key] = traced.get(key) or compiled.get_concrete_function(specs)
+        outputs = call(given)
         return {name: value.numpy() for name, value in outputs.items()}
 
     return predict_tensorflow

@@ -9,6 +9,7 @@ import math
 import dask.array
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -194,3 +195,18 @@ def test_cubes_that_do_not_nest(change: object, message: str) -> None:
     change(cubes)
     with pytest.raises(DataError, match=message):
         tiling.granule_shape(cubes, RATIOS)
+
+
+def test_many_sizes_of_windows_bring_no_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(tf.get_logger(), "handle", said.append)
+    model = models.build("bilinear")
+    predict = tiling.compile_prediction(model, sizes_known=True)
+    for size in range(4, 32, 4):
+        given = {
+            "gsd10": np.zeros((1, size, size, 4), np.float32),
+            "gsd20": np.ones((1, size // 2, size // 2, 6), np.float32),
+        }
+        (made,) = predict(given).values()
+        np.testing.assert_array_equal(made, np.ones((1, size, size, 6)))
+    assert not said
