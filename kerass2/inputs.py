@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipelines.spec import DataError
 from kerass2 import workdir
+from kerass2.config import LABEL_TASK
 
 if TYPE_CHECKING:
     import keras
@@ -121,6 +122,10 @@ def choose_data(data: str | None, task: str) -> Data:
         found = open_data(data, task)
         made_up = " (SYNTHETIC: MADE UP, NOT MEASURED)" if found.synthetic else ""
         return dataclasses.replace(found, description=f"data: {found.description}{made_up}")
+    if task == LABEL_TASK:
+        if data is None or data == "synthetic":
+            raise DataError(f"data with labels ({task}) are needed: give --data DIR of prepare")
+        return open_data(data, task, f"data: {data}")
     path, message = sample.resolve(data, task)
     return open_data(path, task, message)
 
@@ -163,7 +168,8 @@ def read_task(file: pathlib.Path) -> str:
         with zipfile.ZipFile(file) as archive:
             layers = json.loads(archive.read("config.json"))["config"]["layers"]
         settings = [layer["config"] for layer in layers]
-        return next(str(s["key"]) for s in settings if s.get("inverse") and "bands" in s)
+        targets = (s for s in settings if (s.get("inverse") and "bands" in s) or "classes" in s)
+        return next(str(s["task"] if "classes" in s else s["key"]) for s in targets)
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, StopIteration) as error:
         raise DataError(
             f"{file}: not a readable Keras model of kerass2 ({type(error).__name__}: {error})"

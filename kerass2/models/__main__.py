@@ -28,7 +28,7 @@ def count_named(name: str, patch: int | None = None) -> dict[str, Any]:
     """
     from data_pipelines import cube
     from kerass2 import config, models
-    from kerass2.models import cost
+    from kerass2.models import cost, labels
 
     if name in models.MODELS:
         chosen, options = name, dict[str, Any]()
@@ -40,8 +40,13 @@ def count_named(name: str, patch: int | None = None) -> dict[str, Any]:
         there = ", ".join([*models.MODELS, *config.names()])
         raise config.ConfigError(f"no model and no experiment {name!r}; there are: {there}")
     model = models.build(chosen, **options)
-    described, found = models.describe(model), cost.count(model)
-    patch = patch or described["block"] or cube.TASKS[described["task"]].patch_size
+    described = models.describe(model)
+    if described["task"] == config.LABEL_TASK:
+        patch = patch or labels.EDGE
+        found = cost.count_classifier(model, patch)
+    else:
+        patch = patch or described["block"] or cube.TASKS[described["task"]].patch_size
+        found = cost.count(model)
     return {
         "name": name,
         "model": chosen,
