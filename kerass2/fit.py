@@ -170,7 +170,8 @@ def _finish(run: Session, done: int, log: TrainingLog | NoLog) -> None:
         if job.data.counts.get("validation"):
             source = job.data.open("validation")
             values, text = validation.finish(model, source, run.strategy)
-            log.event(done, **values)
+            # Of all patches; those between the steps may be of fewer (run.validation_patches).
+            log.event(done, **values, validation_patches=len(source))
             if run.strategy.is_chief:
                 click.echo(text)
         if run.strategy.is_chief:

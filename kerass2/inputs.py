@@ -118,16 +118,19 @@ def choose_data(data: str | None, task: str) -> Data:
     from data_pipelines import sample
     from data_pipelines.manifest import MANIFEST
 
-    if data is not None and data != "synthetic" and not pathlib.Path(data, MANIFEST).is_file():
-        found = open_data(data, task)
+    path = None if data is None or data == "synthetic" else pathlib.Path(data)
+    prepared = path is not None and (path / MANIFEST).is_file()
+    if task == LABEL_TASK and path is not None and path.exists() and not prepared:
+        raise DataError(
+            f"{path}: no prepared data set; make one: python -m kerass2.prepare {path} -o DIR "
+            f"--task {task}"
+        )
+    if path is not None and (task == LABEL_TASK or not prepared):
+        found = open_data(path, task)
         made_up = " (SYNTHETIC: MADE UP, NOT MEASURED)" if found.synthetic else ""
         return dataclasses.replace(found, description=f"data: {found.description}{made_up}")
-    if task == LABEL_TASK:
-        if data is None or data == "synthetic":
-            raise DataError(f"data with labels ({task}) are needed: give --data DIR of prepare")
-        return open_data(data, task, f"data: {data}")
-    path, message = sample.resolve(data, task)
-    return open_data(path, task, message)
+    folder, message = sample.resolve(data, task)
+    return open_data(folder, task, message)
 
 
 def find_model(path: str | pathlib.Path) -> pathlib.Path:

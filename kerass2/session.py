@@ -148,7 +148,8 @@ def build_validation(session: Session) -> Callable[[int, TrainingLog | NoLog], b
             if best and session.strategy.is_chief:
                 folder.save_model(session.job.workdir / folder.BEST, state.model)
         state.lower_rate()
-        log.event(done, **{k: v if math.isfinite(v) else None for k, v in scores.items()})
+        found = {name: value if math.isfinite(value) else None for name, value in scores.items()}
+        log.event(done, **found, validation_patches=len(validator))
         log.exclude(time.monotonic() - begin)
         return is_stopped(session)
 

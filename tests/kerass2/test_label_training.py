@@ -230,10 +230,10 @@ def test_wrong_settings(data, tmp_path, settings, message):
         session.prepare(checked, SingleStrategy(Cluster("none")))
 
 
-def test_labels_need_data_and_images_have_none(run_command, data, tmp_path):
-    result = run_command("fit", "bigearthnet_rgb", "--workdir", tmp_path / "a")
+def test_an_archive_has_to_be_prepared(run_command, tmp_path):
+    result = run_command("fit", "bigearthnet_rgb", "--data", tmp_path, "--workdir", tmp_path / "a")
     assert result.returncode != 0
-    assert "data with labels (bigearthnet) are needed: give --data DIR of prepare" in result.stderr
+    assert f"{tmp_path}: no prepared data set; make one: python -m kerass2.prepare" in result.stderr
     assert "Traceback" not in result.stderr
 
 
