@@ -4,6 +4,9 @@ Three ratios on one batch in memory, each from measurements that take turns in o
   loop over bare          the package's loop under single, against a bare tf.function step
   efficiency              2 ranks of one core each, against twice one rank of one core
   bfloat16 over float32   the loop in both precisions
+and for a ResNet that keras.applications has too (patches of 120 px: --patch 120)
+  loop over applications  the package's loop against a bare step of that network, same input
+  bfloat16 over float32, applications   that network in both precisions
 
 Every process makes step_rank.WARM_UP steps of each variant before it measures. A measurement is the
 mean of step_rank.BLOCK steps; for the efficiency it is the median of `rounds` such means.
@@ -54,6 +57,12 @@ DISTRIBUTED = ("horovod", "multiworker")
     show_default=True,
     help="Turns that each variant takes.",
 )
+@click.option(
+    "--ranks/--no-ranks",
+    default=True,
+    show_default=True,
+    help="Measure 2 ranks too, which is long.",
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in kerass2.fit.")
 @click.option(
     "-o",
@@ -68,6 +77,7 @@ def main(
     batch: int,
     patch: int,
     rounds: int,
+    ranks: bool,
     settings: tuple[str, ...],
     output: pathlib.Path,
 ) -> None:
@@ -75,14 +85,23 @@ def main(
     chosen = config.override(config.load(experiment), settings)
     case = {"experiment": chosen.to_json(), "batch": batch, "patch": patch, "rounds": rounds}
     what: dict[str, Any] = {"experiment": chosen.name, "batch": batch, "patch": patch}
-    variants = [(kind, precision) for precision in PRECISIONS for kind in ("bare", "loop")]
+    kinds = ("bare", "loop", "applications") if _has_twin(chosen) else ("bare", "loop")
+    variants = [(kind, precision) for precision in PRECISIONS for kind in kinds]
     seconds = dict(zip(variants, _measure([], case, "single", variants), strict=True))
     for precision in PRECISIONS:
         bare, loop = (seconds[kind, precision] for kind in ("bare", "loop"))
         _report(output, "loop over bare", bare, loop, batch, {"precision": precision, **what})
-    float32, bfloat16 = (seconds["loop", precision] for precision in PRECISIONS)
+        if _has_twin(chosen):
+            theirs = seconds["applications", precision]
+            of = {"precision": precision, **what}
+            _report(output, "loop over applications", theirs, loop, batch, of)
     both = {"precision": "both", **what}
-    _report(output, "bfloat16 over float32", float32, bfloat16, batch, both)
+    for kind in kinds[1:]:
+        name = "bfloat16 over float32" + (", applications" if kind == "applications" else "")
+        float32, bfloat16 = (seconds[kind, precision] for precision in PRECISIONS)
+        _report(output, name, float32, bfloat16, batch, both)
+    if not ranks:
+        return
     what["cores_used"] = cores = _two_cores()
     medians = _measure_ranks(case, cores)
     for precision in PRECISIONS:
@@ -90,6 +109,13 @@ def main(
             alone, together = medians["single", precision], medians[strategy, precision]
             name, of = f"efficiency of 2 ranks, {strategy}", {"precision": precision, **what}
             _report(output, name, alone, together, 2 * batch, of, BLOCK * rounds)
+
+
+def _has_twin(experiment: config.Experiment) -> bool:
+    """True for a ResNet of a depth that keras.applications has."""
+    options = experiment.model.options
+    plain = options.get("width", 64) == 64 and options.get("depth", 50) in (50, 101)
+    return experiment.model.name == "resnet" and plain
 
 
 def _two_cores() -> list[int]:

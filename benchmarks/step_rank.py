@@ -25,7 +25,7 @@ def main(case: dict[str, Any]) -> None:
     import strategies
 
     strategy = strategies.get(case["strategy"])
-    build = {"loop": _build_loop, "bare": _build_bare}
+    build = {"loop": _build_loop, "bare": _build_bare, "applications": _build_applications}
     runs = [build[kind](strategy, case, precision) for kind, precision in case["variants"]]
     seconds: list[list[float]] = [[] for _ in runs]
     for run in runs:
@@ -42,8 +42,6 @@ def main(case: dict[str, Any]) -> None:
 
 def _make(strategy: Strategy, case: dict[str, Any], precision: str) -> tuple[Any, Any, Any]:
     """Model, optimizer and one batch in memory."""
-    import tensorflow as tf
-
     from kerass2 import models, optimizers
     from kerass2.precision import POLICIES
 
@@ -61,17 +59,25 @@ def _make(strategy: Strategy, case: dict[str, Any], precision: str) -> tuple[Any
         )
         optimizer.build(model.trainable_variables)
     strategy.start(model, optimizer)
-    rng = np.random.default_rng(strategy.rank)
+    return model, optimizer, _draw(models.describe(model), case, strategy.rank)
 
-    def draw(size: int, bands: int) -> Any:
-        return tf.constant(rng.random((case["batch"], size, size, bands)), tf.float32)
 
-    size = case["patch"]
-    batch = {
-        "inputs": {"gsd10": draw(size, 4), "gsd20": draw(size // 2, 6)},
-        "targets": {"superres_20m": draw(size, 6)},
-    }
-    return model, optimizer, batch
+def _draw(takes: dict[str, Any], case: dict[str, Any], rank: int) -> dict[str, Any]:
+    """A batch of what a model takes and gives, see models.describe: random numbers or labels."""
+    import tensorflow as tf
+
+    rng, batch, patch = np.random.default_rng(rank), case["batch"], case["patch"]
+    finest = min(takes["gsd"].values())
+
+    def draw(*shape: int) -> Any:
+        return tf.constant(rng.random((batch, *shape)), tf.float32)
+
+    sizes = {key: round(patch * finest / gsd) for key, gsd in takes["gsd"].items()}
+    inputs = {key: draw(n, n, len(takes["inputs"][key])) for key, n in sizes.items()}
+    number = len(takes["target_bands"])
+    labelled = takes["task"] == config.LABEL_TASK
+    target = tf.round(draw(number)) if labelled else draw(patch, patch, number)
+    return {"inputs": inputs, "targets": {takes["target"]: target}}
 
 
 def _build_loop(strategy: Strategy, case: dict[str, Any], precision: str) -> Run:
@@ -83,7 +89,8 @@ def _build_loop(strategy: Strategy, case: dict[str, Any], precision: str) -> Run
 
     model, optimizer, batch = _make(strategy, case, precision)
     global_batch = case["batch"] * strategy.world_size
-    step = build_step(strategy, model, optimizer, losses.get("l1"), global_batch)
+    loss = losses.get(case["experiment"]["loss"])
+    step = build_step(strategy, model, optimizer, loss, global_batch)
     options = tf.data.Options()
     options.autotune.enabled = False  # nothing to tune, and its thread can hold up the end
     dataset = tf.data.Dataset.from_tensors(batch).repeat().with_options(options)
@@ -105,15 +112,58 @@ def _build_loop(strategy: Strategy, case: dict[str, Any], precision: str) -> Run
 
 def _build_bare(strategy: Strategy, case: dict[str, Any], precision: str) -> Run:
     """What one writes by hand in TensorFlow: tape, gradient, apply, in one process."""
+    return _run_bare(*_make(strategy, case, precision))
+
+
+def _build_applications(strategy: Strategy, case: dict[str, Any], precision: str) -> Run:
+    """The bare step of keras.applications' ResNet on the same bands, with the same optimizer."""
+    import keras
+
+    from kerass2 import optimizers
+    from kerass2.models import labels
+    from kerass2.precision import POLICIES
+
+    ours, _, batch = _make(strategy, case, precision)
+    takes, experiment = labels.describe(ours), config.from_json(case["experiment"])
+    options = experiment.model.options
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(POLICIES[precision])
+    try:
+        inputs, x = labels.open_inputs(options.get("inputs", "native"), options.get("bands", "all"))
+        make = {"resnet50": keras.applications.ResNet50, "resnet101": keras.applications.ResNet101}
+        body = make[ours.name](include_top=False, weights=None, input_tensor=x, pooling="avg")
+        dense = keras.layers.Dense(len(takes["target_bands"]), dtype="float32")
+        model = keras.Model(inputs, {takes["target"]: dense(body.output)})
+    finally:
+        keras.config.set_dtype_policy(before)
+    optimizer = optimizers.build(
+        experiment.optimizer,
+        precision=precision,
+        global_batch=case["batch"],
+        num_steps=10**6,
+        steps_per_epoch=1000,
+    )
+    optimizer.build(model.trainable_variables)
+    return _run_bare(model, optimizer, batch)
+
+
+def _run_bare(model: Any, optimizer: Any, batch: dict[str, Any]) -> Run:
+    """Steps of the mean of the task's plain loss."""
     import tensorflow as tf
 
-    model, optimizer, batch = _make(strategy, case, precision)
+    ((name, target),) = batch["targets"].items()
 
     @tf.function
     def step(inputs: Any, target: Any) -> Any:
         with tf.GradientTape() as tape:
-            prediction = model(inputs, training=True)["superres_20m"]
-            loss = tf.reduce_mean(tf.abs(target - prediction))
+            prediction = model(inputs, training=True)[name]
+            if name == "labels":
+                each = tf.nn.sigmoid_cross_entropy_with_logits(target, prediction)
+            else:
+                each = tf.abs(target - prediction)
+            loss = tf.reduce_mean(each)
+            if model.losses:
+                loss += tf.add_n(model.losses)
         weights = model.trainable_variables
         gradients = tape.gradient(loss, [weight.value for weight in weights])
         optimizer.apply(gradients, weights)
@@ -121,7 +171,7 @@ def _build_bare(strategy: Strategy, case: dict[str, Any], precision: str) -> Run
 
     def run(steps: int) -> None:
         for _ in range(steps):
-            float(step(batch["inputs"], batch["targets"]["superres_20m"]))
+            float(step(batch["inputs"], target))
 
     return run
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines import datasets
+from data_pipelines import datasets, mixing
 from data_pipelines.datasets import cause as cause  # of an error out of the datasets built here
 from data_pipelines.spec import Batch, DataError, Source
 from data_pipelines.transforms import TRANSFORMS, Transform, counter_hash, to_physical
@@ -204,6 +204,8 @@ def training_batch(
     rank: int = 0,
     world_size: int = 1,
     augment: Sequence[str] = (),
+    mix_up: float = 0.0,
+    mix_up_subtracts: bool = False,
 ) -> Batch:
     """One rank's slice of a training step, read, augmented and in physical units.
 
@@ -215,6 +217,8 @@ def training_batch(
         rank: 0 to world_size - 1.
         world_size: number of ranks.
         augment: names from transforms.TRANSFORMS, applied in this order.
+        mix_up: alpha of mixing.fractions; 0: patches are not mixed.
+        mix_up_subtracts: see mixing.mix.
 
     Returns:
         {"inputs": {name: (b, y, x, band) float32}, "targets": likewise, "patch_id": (b,) str,
@@ -232,10 +236,19 @@ def training_batch(
     )
     mine = rank_slice(chosen, rank, world_size)
     chain = _transforms(augment)
-    batch = {**source.read(mine), "index": mine, "mask": np.ones(len(mine), np.float32)}
-    for transform in chain:
-        batch = transform(batch, seed, epoch)
-    return to_physical(batch, source.spec)
+
+    def read(wanted: Positions) -> Batch:
+        batch = {**source.read(wanted), "index": wanted, "mask": np.ones(len(wanted), np.float32)}
+        for transform in chain:
+            batch = transform(batch, seed, epoch)
+        return to_physical(batch, source.spec)
+
+    if not mix_up:
+        return read(mine)
+    # A partner is read and augmented as on the rank that has it in its slice.
+    others = chosen[rank_slice(mixing.partners(chosen, seed, epoch), rank, world_size)]
+    kept = mixing.fractions(mine, seed, epoch, mix_up)
+    return mixing.mix(read(mine), read(others), kept, subtract=mix_up_subtracts)
 
 
 def evaluation_batch(
@@ -269,6 +282,8 @@ def build_training_dataset(
     start_step: int,
     stop_step: int,
     augment: Sequence[str] = (),
+    mix_up: float = 0.0,
+    mix_up_subtracts: bool = False,
 ) -> Any:
     """The tf.data.Dataset of training_batch for start_step <= step < stop_step of the run.
 
@@ -290,6 +305,8 @@ def build_training_dataset(
             rank=rank,
             world_size=world_size,
             augment=augment,
+            mix_up=mix_up,
+            mix_up_subtracts=mix_up_subtracts,
         )
 
     return datasets.build(read, start_step, stop_step, source.spec, local_batch)

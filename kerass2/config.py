@@ -22,6 +22,11 @@ import kerass2.configs
 
 Precision = Literal["float32", "bfloat16", "float16", "auto"]
 
+LABEL_TASK = "bigearthnet"
+"""Task of data sets whose targets are labels; the others' are images."""
+BY_DATA = ("inputs", "classes")
+"""Options of a classifier that its data set decides where the experiment names none."""
+
 _STRICT_KEYS = pydantic.ConfigDict(extra="forbid")
 
 
@@ -47,6 +52,13 @@ class DataConfig:
     """Task of the prepared data set."""
     augment: tuple[str, ...] = ("dihedral",)
     """Keys of data_pipelines.transforms.TRANSFORMS, applied in training."""
+    mix_up: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
+    """Alpha of the Beta distribution by which each patch is mixed with another; 0: none."""
+    mix_up_subtracts: bool = False
+    """Subtract the other patch, as the classification paper's text has it."""
+    oversample: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+    """Frequency of a class below which patches that have it come several times; 0: none do. All
+    records are read once before training begins, for their labels."""
 
 
 @dataclass(frozen=True, config=_STRICT_KEYS)
@@ -72,8 +84,9 @@ class PlateauConfig:
 class OptimizerConfig:
     """How weights move."""
 
-    name: Literal["adam", "nadam", "sgd"] = "adam"
-    """nadam is DSen2's; sgd is with Nesterov momentum, as in the classification paper."""
+    name: Literal["adam", "nadam", "sgd", "lars", "lamb"] = "adam"
+    """nadam is DSen2's; sgd is with Nesterov momentum, as in the classification paper; lars and
+    lamb are for large batches."""
     learning_rate: pydantic.PositiveFloat = 1e-4
     """Rate at reference_batch."""
     schedule: str = "modified_linear"
@@ -98,6 +111,9 @@ class RunConfig:
     """Patches a step and rank; the global batch follows (weak scaling). Not with global_batch."""
     micro_batch: pydantic.NonNegativeInt = 0
     """Patches a rank computes at once, at most: less memory, the same step. 0: all of its own."""
+    accumulation_steps: pydantic.PositiveInt = 1
+    """Equal parts of a rank's batch whose gradients are added up. As micro_batch, and allowed with
+    batch normalisation too: each part is normalised by itself, as if it were a rank's."""
     steps: pydantic.PositiveInt | None = None
     """Steps in all; not with epochs."""
     epochs: pydantic.PositiveInt | None = None
@@ -134,7 +150,9 @@ class Experiment:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     loss: str = "l1"
-    """Key of kerass2.losses.LOSSES."""
+    """Key of kerass2.losses.LOSSES, or for labels of kerass2.label_losses.LABEL_LOSSES."""
+    loss_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of a loss of label_losses, as {"positive_weights": "inverse_sqrt"}."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
 

@@ -16,7 +16,7 @@ import click
 import numpy as np
 
 from data_pipelines.spec import DataError
-from kerass2 import cli, inputs, ranks, workdir
+from kerass2 import cli, config, inputs, ranks, workdir
 from kerass2.scores import evaluate_model, evaluate_scenes, finite, predict_methods
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Job:
     """Of tables.read_published."""
     view: str | None = None
     """One of whole.VIEWS for whole scenes; None for patches."""
+    tune: bool = False
+    """Of labels: tune thresholds on the validation split."""
 
     @property
     def levels(self) -> list[str]:
@@ -66,6 +68,7 @@ def check(
     also: Sequence[str] = (),
     published: pathlib.Path | None = None,
     whole: str | None = None,
+    tune: bool = False,
 ) -> Job:
     """Everything that can be wrong with models, data or output, found before ranks start.
 
@@ -82,23 +85,35 @@ def check(
         also: more models, NAME=PATH.
         published: CSV with results to set beside, see tables.read_published.
         whole: one of whole.VIEWS: `data` are whole scenes; None: patches.
+        tune: tune the thresholds of labels on the validation split.
 
     Raises:
         DataError: what is missing or in the way.
     """
-    from kerass2 import methods, shipped, tables
+    from kerass2 import label_tables, methods, shipped, tables
 
     found = (methods.find(model or shipped.find_for_data(data)), *methods.parse(also))
     methods.check_tasks(found)
     main = found[0]
-    rows = None if published is None else tables.read_published(published, main.task)
+    labelled = main.task == config.LABEL_TASK
+    if labelled and whole is not None:
+        raise DataError(f"--whole {whole}: {main.file} gives labels of patches")
+    if tune and not labelled:
+        raise DataError(f"--tune is for labels; {main.file} is for {main.task}")
+    rows = None
+    if published is not None and labelled:
+        rows = label_tables.read_published(published)
+    elif published is not None:
+        rows = tables.read_published(published, main.task)
     opened, split = _open(main, data, split, whole)
     if output is None and not main.is_published and main.file.parent != shipped.FOLDER:
         output = main.file.parent / workdir.EVALUATION
     if output is not None:
         expected = {"data": str(opened.path), "split": split, "model": main.file.name}
         _check_output(output, expected, [m.name for m in found], overwrite=overwrite)
-    return Job(found, opened, split, output, rows, whole)
+    if tune:
+        opened.open("validation")
+    return Job(found, opened, split, output, rows, whole, tune)
 
 
 def _open(
@@ -169,11 +184,18 @@ def evaluate(job: Job, strategy: Strategy) -> dict[str, Any]:
 
 def run(job: Job, strategy: Strategy) -> dict[str, Any]:
     """Like evaluate, with NaN and infinite values as they are."""
-    from kerass2 import methods
+    from kerass2 import label_evaluation, methods
     from kerass2.job import Init
 
     networks = {method.name: methods.load(method) for method in job.methods}
-    if job.view is not None:
+    if job.methods[0].task == config.LABEL_TASK:
+        found = label_evaluation.evaluate_models(
+            networks,
+            inputs.open_source(job.data, job.split, networks[methods.MAIN]),
+            strategy,
+            tune_on=job.data.open("validation") if job.tune else None,
+        )
+    elif job.view is not None:
         found = evaluate_scenes(job.data, networks, strategy, view=job.view)
     else:
         main = networks.pop(methods.MAIN)
@@ -242,7 +264,7 @@ def run(job: Job, strategy: Strategy) -> dict[str, Any]:
 @click.option(
     "--published",
     type=click.Path(path_type=pathlib.Path),
-    help="CSV of published results to show beside, in the table 'paper'.",
+    help="CSV of published results to show beside, in the table 'paper'; of labels a folder too.",
 )
 @click.option("--table", type=click.Choice(TABLES), default=TABLES[0], show_default=True)
 @click.option(
@@ -254,6 +276,7 @@ def run(job: Job, strategy: Strategy) -> dict[str, Any]:
     type=click.Path(path_type=pathlib.Path),
     help="Default: evaluation.json beside the model.",
 )
+@click.option("--tune", is_flag=True, help="Of labels: tune thresholds on the validation split.")
 @click.option("--overwrite", is_flag=True, help="Replace an output of other data or another split.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def main(
@@ -268,6 +291,7 @@ def main(
     table: str,
     style: str,
     output: pathlib.Path | None,
+    tune: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -277,10 +301,11 @@ def main(
 
     The table 'bands' has every metric by band, 'paper' the columns of the super-resolution paper's
     tables and the textbook's definitions beside them, 'scenes' every metric by scene with mean and
-    standard deviation; JSON has all of it. An output of the same models, data and split is
-    refreshed; any other needs --overwrite.
+    standard deviation; of labels 'paper' is the classification paper's Table 2, any other its
+    Table 3, and the terminal gets both; JSON has all of it. An output of the same models, data and
+    split is refreshed; any other needs --overwrite.
     """
-    from kerass2 import methods, render, tables
+    from kerass2 import label_tables, methods, render, tables
 
     job = check(
         model,
@@ -291,6 +316,7 @@ def main(
         also=also,
         published=published,
         whole=whole,
+        tune=tune,
     )
     here = ranks.start(strategy, workers)
     if here.is_chief:
@@ -303,7 +329,13 @@ def main(
     if as_json or style == "json":
         click.echo(json.dumps(finite(result), indent=2))
         return
-    render.show(tables.TABLES[table](result), style)
+    if job.methods[0].task == config.LABEL_TASK:
+        if style == "table" or table == "paper":
+            render.show(label_tables.overall(result), style)
+        if style == "table" or table != "paper":
+            render.show(label_tables.by_class(result), style)
+    else:
+        render.show(tables.TABLES[table](result), style)
     # What is piped into a file holds the table alone.
     aside = style != "table"
     what = "scenes" if whole else f"patches of the {job.split} split"

@@ -59,6 +59,8 @@ def curves(log: Sequence[Mapping[str, float]]) -> list[dict[str, str]]:
     wanted = {
         "loss": "Training loss",
         "validation_rmse": "Validation RMSE [DN]",
+        "validation_ap": "Validation average precision",
+        "validation_f1": "Validation F1",
         "learning_rate": "Learning rate",
         "patches_per_second": "Throughput [patches/s]",
     }

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 @click.option(
     "--init",
     type=click.Path(path_type=pathlib.Path),
-    help="Weights to start from: a .keras file of ours, or DSen2's published ones (.npz, .hdf5).",
+    help="Weights to start from: a .keras file of ours, DSen2's published ones (.npz, .hdf5), or "
+    "for a ResNet keras.applications' (.h5).",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the workdir.")
 @click.option("--overwrite", is_flag=True, help="Delete the results in the workdir first.")
@@ -161,27 +162,18 @@ def _finish(run: Session, done: int, log: TrainingLog | NoLog) -> None:
     """Validate on all ranks, and save the model."""
     import numpy as np
 
-    from kerass2 import evaluate
+    from kerass2 import validation
     from kerass2 import workdir as folder
 
     job, model = run.job, run.state.model
     with run.state.in_use():
         if job.data.counts.get("validation"):
             source = job.data.open("validation")
-            scores = evaluate.evaluate_model(model, source, run.strategy)
-            rmse = {method: values["rmse"]["mean"] for method, values in scores["methods"].items()}
+            values, text = validation.finish(model, source, run.strategy)
             # Of all patches; those between the steps may be of fewer (run.validation_patches).
-            log.event(
-                done,
-                validation_rmse=rmse["model"],
-                validation_rmse_bicubic=rmse["bicubic"],
-                validation_patches=len(source),
-            )
+            log.event(done, **values, validation_patches=len(source))
             if run.strategy.is_chief:
-                click.echo(
-                    f"validation RMSE {rmse['model']:.2f} DN, bicubic {rmse['bicubic']:.2f} DN, "
-                    f"{len(source)} patches"
-                )
+                click.echo(text)
         if run.strategy.is_chief:
             folder.save_model(job.workdir / folder.MODEL, model)
             _print_end(run, done)
@@ -190,15 +182,17 @@ def _finish(run: Session, done: int, log: TrainingLog | NoLog) -> None:
 
 
 def _print_end(run: Session, done: int) -> None:
+    from kerass2 import validation
     from kerass2 import workdir as folder
 
-    progress = run.state.progress
+    progress, task = run.state.progress, run.job.experiment.data.task
     if session.is_stopped(run):
-        click.echo(f"stopped early: {progress.waited} validations without a lower RMSE")
+        better = validation.BETTER[task == config.LABEL_TASK]
+        click.echo(f"stopped early: {progress.waited} validations without {better}")
     if progress.best is not None:
         click.echo(
-            f"best validation RMSE {progress.best:.2f} DN after {progress.best_step} steps: "
-            f"{run.job.workdir / folder.BEST}"
+            f"best validation {validation.format_error(progress.best, task)} after "
+            f"{progress.best_step} steps: {run.job.workdir / folder.BEST}"
         )
     click.echo(f"{done} steps; model: {run.job.workdir / folder.MODEL}")
 
@@ -208,7 +202,7 @@ def _print_plan(run: Session, started_from: str) -> None:
 
     job, settings, size = run.job, run.job.experiment.run, run.strategy.world_size
     batch, parameters = run.global_batch, run.state.model.count_params()
-    parts = state.num_parts(batch // size, settings.micro_batch)
+    parts = state.num_parts(batch // size, settings)
     first_step = run.state.step
     lines = {
         "experiment": f"{job.experiment.name} -> {job.workdir}",
@@ -223,9 +217,11 @@ def _print_plan(run: Session, started_from: str) -> None:
         lines["weights"] = started_from
     for name, text in lines.items():
         click.echo(f"{name:>10}  {text}")
-    radius = tiling.receptive_radius(run.state.model)
     apart = job.data.provenance.get("receptive_radius")
-    if apart is not None and radius > apart:
+    if apart is None:
+        return
+    radius = tiling.receptive_radius(run.state.model)
+    if radius > apart:
         click.echo(
             f"warning: the model sees {radius} px around a pixel, but the splits of "
             f"{job.data.path} are apart for {apart} px: scores may be flattered by training pixels",

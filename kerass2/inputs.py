@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipelines.spec import DataError
 from kerass2 import shipped, workdir
+from kerass2.config import LABEL_TASK
 
 if TYPE_CHECKING:
     import keras
@@ -117,12 +118,19 @@ def choose_data(data: str | None, task: str) -> Data:
     from data_pipelines import sample
     from data_pipelines.manifest import MANIFEST
 
-    if data is not None and data != "synthetic" and not pathlib.Path(data, MANIFEST).is_file():
-        found = open_data(data, task)
+    path = None if data is None or data == "synthetic" else pathlib.Path(data)
+    prepared = path is not None and (path / MANIFEST).is_file()
+    if task == LABEL_TASK and path is not None and path.exists() and not prepared:
+        raise DataError(
+            f"{path}: no prepared data set; make one: python -m kerass2.prepare {path} -o DIR "
+            f"--task {task}"
+        )
+    if path is not None and (task == LABEL_TASK or not prepared):
+        found = open_data(path, task)
         made_up = " (SYNTHETIC: MADE UP, NOT MEASURED)" if found.synthetic else ""
         return dataclasses.replace(found, description=f"data: {found.description}{made_up}")
-    path, message = sample.resolve(data, task)
-    return open_data(path, task, message)
+    folder, message = sample.resolve(data, task)
+    return open_data(folder, task, message)
 
 
 def find_model(path: str | pathlib.Path) -> pathlib.Path:
@@ -164,7 +172,8 @@ def read_task(file: pathlib.Path) -> str:
         with zipfile.ZipFile(file) as archive:
             layers = json.loads(archive.read("config.json"))["config"]["layers"]
         settings = [layer["config"] for layer in layers]
-        return next(str(s["key"]) for s in settings if s.get("inverse") and "bands" in s)
+        targets = (s for s in settings if (s.get("inverse") and "bands" in s) or "classes" in s)
+        return next(str(s["task"] if "classes" in s else s["key"]) for s in targets)
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, StopIteration) as error:
         raise DataError(
             f"{file}: not a readable Keras model of kerass2 ({type(error).__name__}: {error})"

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from kerass2 import config, inputs
+from kerass2 import config, inputs, label_data
 from kerass2 import workdir as folder
 
 DEFAULT_EXPERIMENT = "superres_20m_compact"
@@ -128,6 +128,7 @@ def check(
             f"{found.path} holds {source.spec.describe()}; "
             f"experiment {experiment.name} needs {experiment.data.task}"
         )
+    experiment = label_data.resolve(experiment, source.spec)
     if resume:
         folder.check_data(workdir, found.digest)
         _warn_of_cosine(experiment, workdir)

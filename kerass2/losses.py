@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from keras import ops
 
+from kerass2 import label_losses
 from kerass2.config import ConfigError
 
 Loss = Callable[[Any, Any], Any]
@@ -52,14 +53,27 @@ def huber(target: Any, prediction: Any) -> Any:
 LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "charbonnier": charbonnier, "huber": huber}
 
 
-def get(name: str) -> Loss:
-    """The loss of that name.
+def get(
+    name: str, options: Mapping[str, Any] | None = None, counts: label_losses.Counts | None = None
+) -> Loss:
+    """The loss of that name, for images or for labels.
+
+    Args:
+        name: a key of LOSSES, or of label_losses.LABEL_LOSSES.
+        options: of a loss of labels; the others have none.
+        counts: of the training patches, where an option asks for them.
 
     Raises:
-        ConfigError: there is none; the message lists those there are.
+        ConfigError: no such loss or option; the message lists those there are.
     """
+    if name in label_losses.LABEL_LOSSES:
+        loss: Loss = label_losses.build(name, dict(options or {}), counts)
+        return loss
     if name not in LOSSES:
-        raise ConfigError(f"unknown loss {name!r}; there are: {', '.join(LOSSES)}")
+        there = ", ".join([*LOSSES, *label_losses.LABEL_LOSSES])
+        raise ConfigError(f"unknown loss {name!r}; there are: {there}")
+    if options:
+        raise ConfigError(f"loss {name!r} has no options, found {', '.join(options)}")
     return LOSSES[name]
 
 

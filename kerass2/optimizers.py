@@ -9,6 +9,7 @@ from keras import ops
 
 from kerass2 import schedules
 from kerass2.config import ConfigError, OptimizerConfig
+from kerass2.layerwise import LAMB, LARS
 
 
 @keras.saving.register_keras_serializable("kerass2")
@@ -78,6 +79,8 @@ OPTIMIZERS: dict[str, tuple[type[keras.optimizers.Optimizer], dict[str, Any]]] =
     "adam": (keras.optimizers.Adam, {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}),
     "nadam": (Nadam, {}),
     "sgd": (keras.optimizers.SGD, {"momentum": 0.9, "nesterov": True}),
+    "lars": (LARS, {}),
+    "lamb": (LAMB, {}),
 }
 
 

@@ -8,16 +8,22 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from data_pipelines.files import replacing
 from data_pipelines.spec import DataError
-from kerass2 import cli, inputs
+from kerass2 import cli, config, inputs
 from kerass2 import workdir as folder
 
+if TYPE_CHECKING:
+    import keras
+
+    from data_pipelines.spec import Source
+
 TEMPLATE = pathlib.Path(__file__).parent / "templates" / "report.html"
+LABEL_TEMPLATE = "label_report.html"
 # Metrics that are errors, whatever variant's name follows; all others are better when larger.
 SMALLER_IS_BETTER = ("rmse", "sam", "ergas", "consistency")
 
@@ -47,8 +53,6 @@ def build_report(
     """
     import jinja2
 
-    from kerass2 import figures
-
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
         raise DataError(f"{workdir}: no such folder; expected the --workdir of kerass2.fit")
@@ -63,18 +67,31 @@ def build_report(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    page = environment.get_template(TEMPLATE.name).render(
+    labelled = evaluation["task"] == config.LABEL_TASK
+    page = environment.get_template(LABEL_TEMPLATE if labelled else TEMPLATE.name).render(
         **describe_run(workdir, evaluation, model.count_params()),
-        patches=figures.patch_panels(model, source, num_patches),
-        patches_caption=_patches_caption(
-            min(num_patches, len(source)), len(source), evaluation["task"]
-        ),
-        error_scale=figures.error_scale(),
+        **_show_patches(model, source, num_patches, evaluation),
         commands=_commands(workdir, output, evaluation, data),
     )
     with replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return output
+
+
+def _show_patches(
+    model: keras.Model, source: Source, num_patches: int, evaluation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the templates need to show patches."""
+    from kerass2 import figures, label_report
+
+    if evaluation["task"] == config.LABEL_TASK:
+        return label_report.show_patches(source, num_patches, evaluation)
+    shown = min(num_patches, len(source))
+    return {
+        "patches": figures.patch_panels(model, source, num_patches),
+        "patches_caption": _patches_caption(shown, len(source), evaluation["task"]),
+        "error_scale": figures.error_scale(),
+    }
 
 
 def _read_or_make_evaluation(workdir: pathlib.Path, data: str | None) -> dict[str, Any]:
@@ -113,14 +130,14 @@ def describe_run(
         evaluation: contents of evaluation.json.
         parameters: number of the model's weights.
     """
-    from kerass2 import figures
+    from kerass2 import figures, label_report
 
     experiment = inputs.read_json(workdir / folder.EXPERIMENT) or {}
     log = read_log(workdir / folder.LOG)
     synthetic = bool(evaluation.get("synthetic"))
     kind = "SYNTHETIC DATA" if synthetic else "Sentinel-2 data"
     description = str(evaluation.get("description", ""))
-    return {
+    common = {
         "title": str(experiment.get("name", workdir.resolve().name)),
         "subtitle": f"{evaluation['task']} · {kind} · {evaluation['patches']} patches of the "
         f"{evaluation['split']} split",
@@ -129,33 +146,41 @@ def describe_run(
             "caption": description or kind,
             "path": str(evaluation.get("data", "")),
         },
-        "tiles": _tiles(evaluation, log, parameters),
         "curves": figures.curves(log),
         "training_notes": _training_notes(workdir, experiment, log),
         "evaluation": evaluation,
-        "methods": list(evaluation["methods"]),
-        "metric_rows": _metric_rows(evaluation),
-        "band_tables": _band_tables(evaluation["methods"]),
         "definitions": list(evaluation.get("definitions", {}).items()),
         "experiment": list(_flat(experiment)),
         "created": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
+    if evaluation["task"] == config.LABEL_TASK:
+        tiles = [*label_report.tiles(evaluation), *_run_tiles(log, parameters)]
+        return {**common, "tiles": tiles, **label_report.describe(evaluation)}
+    return {
+        **common,
+        "tiles": [*_tiles(evaluation), *_run_tiles(log, parameters)],
+        "methods": list(evaluation["methods"]),
+        "metric_rows": _metric_rows(evaluation),
+        "band_tables": _band_tables(evaluation["methods"]),
+    }
 
 
-def _tiles(
-    evaluation: Mapping[str, Any], log: Sequence[Mapping[str, Any]], parameters: int
-) -> list[dict[str, str]]:
+def _tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     """The few numbers to see first."""
     from kerass2.figures import change
 
     bicubic = evaluation["methods"]["bicubic"]["rmse"]["mean"]
     rmse = evaluation["methods"]["model"]["rmse"]["mean"]
-    tiles = [
+    return [
         {"name": "RMSE, model", "value": f"{rmse:.1f}", "note": "DN"},
         {"name": "RMSE, bicubic", "value": f"{bicubic:.1f}", "note": "DN"},
         {"name": "Change of RMSE", "value": change(bicubic, rmse), "note": ""},
-        {"name": "Parameters", "value": f"{parameters:,}", "note": ""},
     ]
+
+
+def _run_tiles(log: Sequence[Mapping[str, Any]], parameters: int) -> list[dict[str, str]]:
+    """Size and length of the training."""
+    tiles = [{"name": "Parameters", "value": f"{parameters:,}", "note": ""}]
     if log:
         tiles.append({"name": "Steps", "value": f"{int(log[-1]['step']):,}", "note": ""})
     if log and "seconds" in log[-1]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -51,7 +51,10 @@ class ModifiedLinear(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable("kerass2")
 class Linear(keras.optimizers.schedules.LearningRateSchedule):
-    """Goyal et al. 2017: rate * k, reached in equal steps from the base rate, then lowered."""
+    """Goyal et al. 2017: rate * k, reached in equal steps from the base rate, then lowered.
+
+    Where k is below 1 there is nothing to warm up from: the rate is rate * k from the start.
+    """
 
     def __init__(
         self,
@@ -77,7 +80,8 @@ class Linear(keras.optimizers.schedules.LearningRateSchedule):
         step = ops.cast(step, "float32")
         k = self.global_batch / self.reference_batch
         warm = ops.minimum(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
-        rate = self.learning_rate * (1.0 + (k - 1.0) * warm)
+        base = min(1.0, k)
+        rate = self.learning_rate * (base + (k - base) * warm)
         drops = sum(ops.cast(step >= float(at), "float32") for at in self.drop_steps)
         return ops.cast(rate * ops.power(self.drop_factor, ops.cast(drops, "float32")), "float32")
 
@@ -144,6 +148,61 @@ class Cosine(keras.optimizers.schedules.LearningRateSchedule):
 
 
 @keras.saving.register_keras_serializable("kerass2")
+class Polynomial(keras.optimizers.schedules.LearningRateSchedule):
+    """Warm-up from 0 to the scaled rate, then down to 0 by a power of what is left.
+
+    As LARS is published with (You et al. 2017: power 2, linear scaling); LAMB's is power 1 with
+    "sqrt" (You et al. 2020).
+    """
+
+    SCALINGS: Mapping[str, float] = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
+    """Scaling -> power of k."""
+
+    def __init__(
+        self,
+        learning_rate: float,
+        global_batch: int,
+        reference_batch: int,
+        num_steps: int,
+        warmup_steps: int = 0,
+        power: float = 2.0,
+        scaling: str = "linear",
+        final_fraction: float = 0.0,
+    ) -> None:
+        """`num_steps` in all, warm-up included; the rate is multiplied by a power of k."""
+        self.learning_rate = _positive("learning_rate", learning_rate)
+        self.global_batch = _count("global_batch", global_batch)
+        self.reference_batch = _count("reference_batch", reference_batch)
+        self.num_steps = _count("num_steps", num_steps)
+        self.warmup_steps = _count("warmup_steps", warmup_steps, least=0)
+        self.power = _positive("power", power)
+        if self.warmup_steps >= self.num_steps:
+            raise ConfigError(
+                f"warmup_steps {warmup_steps} must be fewer than the {num_steps} steps in all"
+            )
+        if scaling not in self.SCALINGS:
+            raise ConfigError(f"scaling {scaling!r}; there are: {', '.join(self.SCALINGS)}")
+        self.scaling = scaling
+        if not 0.0 <= final_fraction <= 1.0:
+            raise ConfigError(f"final_fraction {final_fraction!r}: a number from 0 to 1 is needed")
+        self.final_fraction = float(final_fraction)
+
+    def __call__(self, step: Any) -> Any:
+        """Rate of a step, counted from 0; float32."""
+        step = ops.cast(step, "float32")
+        k = (self.global_batch / self.reference_batch) ** self.SCALINGS[self.scaling]
+        warm = ops.minimum((step + 1.0) / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        progress = (step - self.warmup_steps) / (self.num_steps - self.warmup_steps)
+        left = ops.power(1.0 - ops.clip(progress, 0.0, 1.0), self.power)
+        fraction = self.final_fraction + (1.0 - self.final_fraction) * left
+        return ops.cast(self.learning_rate * k * warm * fraction, "float32")
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments."""
+        return _arguments(self)
+
+
+@keras.saving.register_keras_serializable("kerass2")
 class Scaled(keras.optimizers.schedules.LearningRateSchedule):
     """Another schedule's rate times a factor that may change while training goes on."""
 
@@ -176,6 +235,7 @@ SCHEDULES: dict[str, type[keras.optimizers.schedules.LearningRateSchedule]] = {
     "linear": Linear,
     "constant": Constant,
     "cosine": Cosine,
+    "polynomial": Polynomial,
 }
 # What the run itself decides; a schedule takes those of them that it names in its __init__.
 _GIVEN = ("learning_rate", "global_batch", "reference_batch", "num_steps", "steps_per_epoch")

@@ -30,6 +30,8 @@ class Session:
     source: Source
     """The training split."""
     state: State
+    loss: Callable[[Any, Any], Any]
+    """(target, prediction) -> a number for each example."""
     num_steps: int
     """In all."""
     began: float
@@ -49,22 +51,25 @@ def prepare(job: Job, strategy: Strategy) -> tuple[Session, str]:
         DataError: data, starting weights or checkpoint are damaged, or do not fit the model.
     """
     from data_pipelines import batching
-    from kerass2 import checkpoint, losses, models, state
+    from kerass2 import checkpoint, label_data, losses, models, state
     from kerass2.models import weights
 
     experiment = job.experiment
-    source = job.data.open("train")
-    losses.get(experiment.loss)
+    source, counts = label_data.prepare_training(experiment, job.data.open("train"), strategy)
+    loss = losses.get(experiment.loss, experiment.loss_options, counts)
     steps_per_epoch = batching.num_steps(len(source), experiment.run.global_batch or 1)
     num_steps = config.num_steps(experiment, steps_per_epoch)
+    # Found wrong here rather than after the workdir has been begun.
+    state.num_parts((experiment.run.global_batch or 1) // strategy.world_size, experiment.run)
     made = state.build(experiment, strategy, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+    models.name_classes(made.model, source.spec)
     models.check_fits(made.model, source.spec, str(job.data.path))
     started_from = ""
     if job.resume and (found := checkpoint.find(job.workdir / folder.CHECKPOINTS)):
         made.restore(found[0])
     elif job.init:
         started_from = weights.initialise(made.model, job.init.path)
-    return Session(job, strategy, source, made, num_steps, time.monotonic()), started_from
+    return Session(job, strategy, source, made, loss, num_steps, time.monotonic()), started_from
 
 
 def train(
@@ -78,7 +83,7 @@ def train(
     Raises:
         TrainingError: the loss is not finite.
     """
-    from kerass2 import checkpoint, losses, state, train
+    from kerass2 import checkpoint, state, train
     from kerass2.steps.tensorflow import build_step
 
     job, strategy, settings = session.job, session.strategy, session.job.experiment.run
@@ -95,10 +100,10 @@ def train(
         strategy,
         session.state.model,
         session.state.optimizer,
-        losses.get(job.experiment.loss),
+        session.loss,
         session.global_batch,
         xla=settings.xla,
-        parts=state.num_parts(local_batch, settings.micro_batch),
+        parts=state.num_parts(local_batch, settings),
         average=session.state.average,
     )
     try:
@@ -124,25 +129,27 @@ def train(
 
 def build_validation(session: Session) -> Callable[[int, TrainingLog | NoLog], bool]:
     """A function that validates, keeps the best weights, and says whether to stop."""
-    from kerass2.validation import Validator
+    from kerass2 import validation
 
     experiment, state = session.job.experiment, session.state
     if not experiment.run.validate_every:
         return lambda done, log: False
     source = session.job.data.open("validation")
-    validator = Validator(state.model, source, session.strategy, experiment.run.validation_patches)
+    validator = validation.build(
+        state.model, source, session.strategy, experiment.run.validation_patches
+    )
 
     def validate(done: int, log: TrainingLog | NoLog) -> bool:
         begin = time.monotonic()
         session.strategy.average_statistics(state.model)
         with state.in_use():
-            rmse = validator.rmse()
-            best = state.progress.note(rmse, done, experiment.optimizer.plateau)
+            error, scores = validator.score()
+            best = state.progress.note(error, done, experiment.optimizer.plateau)
             if best and session.strategy.is_chief:
                 folder.save_model(session.job.workdir / folder.BEST, state.model)
         state.lower_rate()
-        found = rmse if math.isfinite(rmse) else None
-        log.event(done, validation_rmse=found, validation_patches=len(validator))
+        found = {name: value if math.isfinite(value) else None for name, value in scores.items()}
+        log.event(done, **found, validation_patches=len(validator))
         log.exclude(time.monotonic() - begin)
         return is_stopped(session)
 
@@ -175,6 +182,8 @@ def open_batches(session: Session) -> Iterable[Any]:
                 start_step=session.state.step,
                 stop_step=session.num_steps,
                 augment=experiment.data.augment,
+                mix_up=experiment.data.mix_up,
+                mix_up_subtracts=experiment.data.mix_up_subtracts,
             )
         )
     )

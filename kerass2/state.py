@@ -8,7 +8,7 @@ import pathlib
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from kerass2.config import ConfigError
+from kerass2.config import ConfigError, RunConfig
 
 if TYPE_CHECKING:
     import keras
@@ -100,6 +100,7 @@ def build(
 
     from kerass2 import models, optimizers, precision
     from kerass2.averaging import WeightAverage
+    from kerass2.models.labels import seed_dropout
     from kerass2.models.layers import synchronise_statistics
     from kerass2.validation import Progress
 
@@ -124,21 +125,33 @@ def build(
         )
         optimizer.build(model.trainable_variables)
     synchronise_statistics(model, strategy.sum_gradients)
+    seed_dropout(model, seed=run.seed, rank=strategy.rank, step=lambda: optimizer.iterations.value)
     if run.micro_batch and any(v.name == "moving_variance" for v in model.variables):
         raise ConfigError(
             f"run.micro_batch = {run.micro_batch}: model {experiment.model.name} has batch "
-            "normalisation, whose statistics would be those of a part of the batch"
+            "normalisation, whose statistics would be those of a part of the batch; "
+            "run.accumulation_steps does that on purpose"
         )
     average = WeightAverage(model, run.ema) if run.ema else None
     return State(model, optimizer, average, rate_factor, Progress())
 
 
-def num_parts(local_batch: int, micro_batch: int) -> int:
-    """The fewest equal parts of a rank's batch that hold at most `micro_batch` patches; 0: one."""
-    if not micro_batch:
-        return 1
+def num_parts(local_batch: int, run: RunConfig) -> int:
+    """Equal parts of a rank's batch that are computed one after the other.
+
+    run.accumulation_steps, or more where they hold more than run.micro_batch patches.
+
+    Raises:
+        ConfigError: the accumulation steps do not divide the batch.
+    """
+    if local_batch % run.accumulation_steps:
+        raise ConfigError(
+            f"run.accumulation_steps = {run.accumulation_steps} does not divide the {local_batch} "
+            "patches of a rank"
+        )
+    largest = run.micro_batch or local_batch
     return next(
         parts
-        for parts in range(1, local_batch + 1)
-        if local_batch % parts == 0 and local_batch // parts <= micro_batch
+        for parts in range(run.accumulation_steps, local_batch + 1)
+        if local_batch % parts == 0 and local_batch // parts <= largest
     )

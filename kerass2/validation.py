@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_pipelines.spec import DataError
-from kerass2.config import PlateauConfig
+from kerass2.config import LABEL_TASK, PlateauConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Patches a rank predicts at once.
 LOCAL_BATCH = 8
 DN = 10_000.0
+# What is waited for: of images, of labels.
+BETTER = ("a lower RMSE", "a higher average precision")
 
 
 @dataclasses.dataclass
@@ -34,7 +36,7 @@ class Progress:
     """What the validations so far have come to; part of a checkpoint."""
 
     best: float | None = None
-    """Lowest RMSE [DN]; None before the first finite one."""
+    """Lowest error: RMSE [DN], or of labels 1 - average precision; None before the first finite."""
     best_step: int = 0
     """Steps after which it was found."""
     waited: int = 0
@@ -151,6 +153,11 @@ class Validator:
         # Rank 0's number for all: ranks on processors of another kind may round otherwise.
         return float(strategy.sum(np.array([rmse if strategy.is_chief else 0.0]))[0])
 
+    def score(self) -> tuple[float, dict[str, float]]:
+        """The error to lower, and what to log."""
+        rmse = self.rmse()
+        return rmse, {"validation_rmse": rmse}
+
     def _sums(self, batch: Batch) -> NDArray[np.float64]:
         """Pixels, and the sum of each band's squared errors, of the patches that count."""
         counts = np.asarray(batch["mask"]) > 0
@@ -158,3 +165,85 @@ class Validator:
         predicted = self._predict(batch["inputs"])[self._target][counts]
         squared = np.square(predicted - truth).sum(axis=(0, 1, 2))
         return np.array([truth[..., 0].size, *squared])
+
+
+class LabelValidator:
+    """A classifier's scores on a split; the error to lower is 1 - average precision (micro).
+
+    It needs no threshold, and tells models apart while none predicts anything above 0.5.
+    """
+
+    def __init__(
+        self, model: keras.Model, source: Source, strategy: Strategy, num_patches: int = 0
+    ) -> None:
+        """As Validator.
+
+        Raises:
+            DataError: the split is empty, or of another task or other classes.
+        """
+        from kerass2 import label_evaluation
+
+        self._predicts = label_evaluation.compile_models({"model": model}, source)
+        self._source = EvenlySpaced(source, num_patches) if num_patches else source
+        self._strategy = strategy
+
+    def __len__(self) -> int:
+        """Patches seen each time."""
+        return len(self._source)
+
+    def score(self) -> tuple[float, dict[str, float]]:
+        """The error to lower, and what to log. Every rank calls it, and gets the same."""
+        from kerass2 import label_evaluation, label_scores
+
+        truth, tables = label_evaluation.predict_tables(
+            self._predicts, self._source, self._strategy
+        )
+        found = label_scores.score(truth, tables["model"])
+        values = {
+            "validation_f1": found["micro"]["f1"],
+            "validation_f1_macro": found["macro"]["f1"],
+            "validation_ap": found["average_precision"]["micro"],
+            "validation_ap_macro": found["average_precision"]["macro"],
+        }
+        error = 1.0 - values["validation_ap"]
+        # Rank 0's number for all: ranks on processors of another kind may round otherwise.
+        chief = np.array([error if self._strategy.is_chief else 0.0])
+        return float(self._strategy.sum(chief)[0]), values
+
+
+def build(
+    model: keras.Model, source: Source, strategy: Strategy, num_patches: int = 0
+) -> Validator | LabelValidator:
+    """The validator of a model's task."""
+    make = LabelValidator if source.spec.task == LABEL_TASK else Validator
+    return make(model, source, strategy, num_patches)
+
+
+def format_error(error: float, task: str) -> str:
+    """An error for people."""
+    return f"average precision {1 - error:.4f}" if task == LABEL_TASK else f"RMSE {error:.2f} DN"
+
+
+def finish(model: keras.Model, source: Source, strategy: Strategy) -> tuple[dict[str, float], str]:
+    """Validate on all of a split, beside the baseline: values to log, and a line for people.
+
+    Every rank calls it.
+    """
+    if source.spec.task == LABEL_TASK:
+        values = LabelValidator(model, source, strategy).score()[1]
+        text = (
+            f"validation F1 {values['validation_f1']:.4f} (macro "
+            f"{values['validation_f1_macro']:.4f}), average precision "
+            f"{values['validation_ap']:.4f}, {len(source)} patches"
+        )
+        return values, text
+    from kerass2 import evaluate
+
+    scores = evaluate.evaluate_model(model, source, strategy)
+    rmse = {method: found["rmse"]["mean"] for method, found in scores["methods"].items()}
+    text = (
+        f"validation RMSE {rmse['model']:.2f} DN, bicubic {rmse['bicubic']:.2f} DN, "
+        f"{len(source)} patches"
+    )
+    values = {"validation_rmse": rmse["model"], "validation_rmse_bicubic": rmse["bicubic"]}
+    return values, text

@@ -44,7 +44,7 @@ def check(
 ) -> config.Experiment:
     """The experiment to run in `workdir`.
 
-    On resume, with what its first session has resolved ("auto").
+    On resume, with what its first session has resolved ("auto", and what the data decided).
 
     Raises:
         DataError: the folder holds results of another experiment, or of this one without `resume`.
@@ -55,6 +55,9 @@ def check(
     if experiment.run.precision == "auto":
         run = dataclasses.replace(experiment.run, precision=old.run.precision)
         experiment = dataclasses.replace(experiment, run=run)
+    known = {key: value for key, value in old.model.options.items() if key in config.BY_DATA}
+    model = dataclasses.replace(experiment.model, options={**known, **experiment.model.options})
+    experiment = dataclasses.replace(experiment, model=model)
     differences = _differences(_essence(old), _essence(experiment))
     if differences:
         raise DataError(

@@ -23,6 +23,8 @@ MODELS: dict[str, str] = {
     "s6x": "kerass2.models.attention_sr:build_s6x",
     "bicubic": "kerass2.models.interpolation:build_bicubic",
     "bilinear": "kerass2.models.interpolation:build_bilinear",
+    "resnet": "kerass2.models.resnet",
+    "wide_resnet": "kerass2.models.wide_resnet",
 }
 
 
@@ -75,7 +77,8 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
     """
     import keras
 
-    importlib.import_module("kerass2.models.layers")  # registers what such a file refers to
+    for name in ("layers", "labels"):  # they register what such a file refers to
+        importlib.import_module(f"kerass2.models.{name}")
     path = pathlib.Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; a saved model (.keras) is needed")
@@ -88,7 +91,7 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
 
 
 def describe(model: keras.Model) -> dict[str, Any]:
-    """What a model takes and gives, from its ScaleReflectance layers.
+    """What a model takes and gives, from its ScaleReflectance layers; of a classifier see labels.
 
     Returns:
         {"model": name, "task": task, "inputs": {"gsd10": ("B02", ...), ...}, "target": name of the
@@ -100,8 +103,11 @@ def describe(model: keras.Model) -> dict[str, Any]:
     Raises:
         DataError: the model has no such layers.
     """
+    from kerass2.models import labels
     from kerass2.models.layers import MeanShift, ScaleReflectance, SelfAttention
 
+    if labels.find(model) is not None:
+        return labels.describe(model)
     edges = {layer.block for layer in model.layers if isinstance(layer, MeanShift | SelfAttention)}
     layers = [layer for layer in model.layers if isinstance(layer, ScaleReflectance)]
     layers.sort(
@@ -135,6 +141,13 @@ def _common_block(edges: set[int | None]) -> int | None:
     return math.lcm(*known) if known and len(known) == len(edges) else None
 
 
+def name_classes(model: keras.Model, spec: DatasetSpec) -> None:
+    """Give a new classifier the names of a data set's classes; others stay as they are."""
+    from kerass2.models import labels
+
+    labels.name_classes(model, spec)
+
+
 def check_fits(model: keras.Model, spec: DatasetSpec, where: str) -> None:
     """Refuse data of another task or with other bands than a model's.
 
@@ -146,11 +159,16 @@ def check_fits(model: keras.Model, spec: DatasetSpec, where: str) -> None:
     Raises:
         DataError: task, inputs, bands or sizes differ; the message shows both sides.
     """
+    from kerass2.models import labels
+
     takes = describe(model)
     problems = []
+    labelling = labels.find(model) is not None
     if spec.task != takes["task"]:
         problems.append(f"its task is {spec.task}")
-    wanted = {**takes["inputs"], takes["target"]: takes["target_bands"]}
+    wanted = dict(takes["inputs"])
+    if not labelling:
+        wanted[takes["target"]] = takes["target_bands"]
     found = {**spec.inputs, **spec.targets}
     for key, bands in wanted.items():
         if key not in found:
@@ -158,7 +176,7 @@ def check_fits(model: keras.Model, spec: DatasetSpec, where: str) -> None:
         elif tuple(found[key].bands) != tuple(bands):
             problems.append(f"its {key} has {','.join(found[key].bands)}")
     if not problems:
-        problems += _wrong_sizes(takes, spec)
+        problems += labels.find_problems(model, spec) if labelling else _wrong_sizes(takes, spec)
     if problems:
         arrays = "; ".join(f"{key} {','.join(bands)}" for key, bands in wanted.items())
         raise DataError(

@@ -29,7 +29,7 @@ def count_named(name: str, patch: int | None = None) -> dict[str, Any]:
     """
     from data_pipelines import cube
     from kerass2 import config, models
-    from kerass2.models import blending, cost
+    from kerass2.models import blending, cost, labels
 
     if name in models.MODELS:
         chosen, options = name, dict[str, Any]()
@@ -41,10 +41,17 @@ def count_named(name: str, patch: int | None = None) -> dict[str, Any]:
         there = ", ".join([*models.MODELS, *config.names()])
         raise config.ConfigError(f"no model and no experiment {name!r}; there are: {there}")
     model = models.build(chosen, **options)
-    described, found = models.describe(model), cost.count(model)
-    block = described["block"]
-    on_raster = cost.count(blending.blend(model)).attention(block) if block else None
-    patch = patch or block or cube.TASKS[described["task"]].patch_size
+    described = models.describe(model)
+    on_raster = None
+    if described["task"] == config.LABEL_TASK:
+        patch = patch or labels.EDGE
+        found = cost.count_classifier(model, patch)
+    else:
+        block = described["block"]
+        patch = patch or block or cube.TASKS[described["task"]].patch_size
+        found = cost.count(model)
+        if block:
+            on_raster = cost.count(blending.blend(model)).attention(block)
     return {
         "name": name,
         "model": chosen,

@@ -39,8 +39,35 @@ class Cost:
         return patch**2 * (self.convolutions + self.attention(patch))
 
 
+def count_classifier(model: keras.Model, patch: int) -> Cost:
+    """The cost of a classifier for patches of `patch` x `patch` px of 10 m.
+
+    Its convolutions work on grids of their own: their operations are counted for a patch, and
+    divided by its pixels.
+    """
+    import keras
+
+    from kerass2.models import labels
+
+    gsd = labels.describe(model)["gsd"]
+    inputs = {
+        key: keras.Input((round(patch * 10 / gsd[key]),) * 2 + (tensor.shape[-1],), name=key)
+        for key, tensor in model.input.items()
+    }
+    sized = keras.models.clone_model(model, input_tensors=inputs)
+    operations = 0
+    for layer in sized.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            positions = layer.output.shape[1] * layer.output.shape[2]
+            height, width, channels, filters = layer.kernel.shape
+            operations += 2 * positions * height * width * channels * filters
+        elif isinstance(layer, keras.layers.Dense):
+            operations += 2 * layer.kernel.shape[0] * layer.kernel.shape[1]
+    return Cost(model.count_params(), round(operations / patch**2), 0, 0, None)
+
+
 def count(model: keras.Model) -> Cost:
-    """The cost of a model of this package.
+    """The cost of a model of this package that gives an image.
 
     All its convolutions and its attention work on the grid of the output. Where two lattices are
     blended (blending.blend, as rasters are predicted) the attention counts twice.

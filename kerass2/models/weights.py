@@ -19,7 +19,7 @@ import numpy as np
 from data_pipelines.sentinel2 import BANDS_20M, BANDS_60M
 from data_pipelines.spec import DataError
 from kerass2 import models
-from kerass2.models import published
+from kerass2.models import imagenet, labels, published
 from kerass2.models.layers import MeanShift, SelfAttention
 from kerass2.models.published import HDF5_SIGNATURE, RESIDUAL_SCALE, ZIP_SIGNATURE
 
@@ -43,8 +43,9 @@ def initialise(model: keras.Model, path: str | os.PathLike[str]) -> str:
 
     Args:
         model: of models.build, any dtype.
-        path: a .keras file of this package, or DSen2's published weights, .npz or .hdf5. What it
-            is, its content tells, not its name.
+        path: a .keras file of this package, or DSen2's published weights, .npz or .hdf5, or for a
+            classifier keras.applications' (see imagenet.py). What it is, its content tells, not its
+            name.
 
     Returns:
         One line that says what was loaded, and what differs.
@@ -61,6 +62,8 @@ def initialise(model: keras.Model, path: str | os.PathLike[str]) -> str:
         raise DataError(f"{path}: no such file of weights ({error.strerror})") from None
     if start.startswith(ZIP_SIGNATURE) and _is_keras(path):
         return _load_saved(model, path)
+    if labels.find(model) is not None:
+        return imagenet.load(model, path)
     if start.startswith((HDF5_SIGNATURE, ZIP_SIGNATURE)):
         load_dsen2(model, path)
         return f"DSen2's, {path}{_differences(model, mean_shift=False, activation='relu')}"

@@ -47,7 +47,7 @@ def build_step(
             activations of one take memory at a time; they are summed before the all-reduce.
         average: takes in the weights after each step.
     """
-    weights = model.trainable_variables
+    weights, taken = model.trainable_variables, list(model.input)
 
     def gradient(batch: Mapping[str, Any]) -> tuple[Any, Sequence[Any]]:
         with tf.GradientTape() as tape:
@@ -77,7 +77,9 @@ def build_step(
 
     def step(batch: Mapping[str, Any], stop: bool) -> dict[str, float]:
         # Patch ids and the like stay outside: strings do not go to a device.
-        arrays = {"inputs": batch["inputs"], "targets": batch["targets"]}
+        # Nor do bands that the model does not take.
+        inputs = {name: batch["inputs"][name] for name in taken}
+        arrays = {"inputs": inputs, "targets": batch["targets"]}
         values = compiled(arrays, tf.constant(float(stop)))
         return {name: float(value) for name, value in values.items()}
 

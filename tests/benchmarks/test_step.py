@@ -12,6 +12,7 @@ import click
 import pytest
 
 from benchmarks import record, step, step_rank
+from kerass2 import config, models
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = """--experiment dsen2_20m_compact --set model.options.filters=8 --set model.options.blocks=1
@@ -63,6 +64,33 @@ def test_the_command_writes_every_ratio(tmp_path):
         assert f"{line['what']}, {line['precision']}: {line['ratio']['median']:.3f}" in (
             result.stdout
         )
+
+
+def test_the_batch_is_what_a_classifier_takes():
+    takes = models.describe(models.build("resnet", depth=10, width=4, classes=7))
+    batch = step_rank._draw(takes, {"batch": 2, "patch": 36}, rank=0)
+    assert {key: tuple(value.shape) for key, value in batch["inputs"].items()} == {
+        "gsd10": (2, 36, 36, 4),
+        "gsd20": (2, 18, 18, 6),
+        "gsd60": (2, 6, 6, 2),
+    }
+    labels = batch["targets"]["labels"].numpy()
+    assert labels.shape == (2, 7)
+    assert set(labels.ravel()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "settings", "expected"),
+    [
+        ("bigearthnet_ms", (), True),
+        ("bigearthnet_rgb", ("model.options.depth=101",), True),
+        ("bigearthnet_ms", ("model.options.depth=18",), False),
+        ("bigearthnet_ms_compact", (), False),
+        ("superres_20m", (), False),
+    ],
+)
+def test_which_experiments_keras_applications_has_too(experiment, settings, expected):
+    assert step._has_twin(config.override(config.load(experiment), settings)) is expected
 
 
 def test_ranks_take_two_cores_of_many(monkeypatch):

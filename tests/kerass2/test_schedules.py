@@ -24,6 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "linear": {"warmup_epochs": 5, "drop_epochs": [30, 60, 80], "drop_factor": 0.1},
     "constant": {},
     "cosine": {"warmup_steps": 10, "final_fraction": 0.01},
+    "polynomial": {"warmup_steps": 10, "power": 1.5, "scaling": "sqrt"},
 }
 
 
@@ -163,3 +164,46 @@ def test_optimizer_uses_it_in_a_compiled_step(name: str) -> None:
 def test_what_makes_no_sense_is_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(name, **options)
+
+
+@pytest.mark.parametrize(("scaling", "k"), [("linear", 8.0), ("sqrt", 8.0**0.5), ("none", 1.0)])
+def test_polynomial_is_keras_after_its_warm_up(scaling, k):
+    ours = schedules.build(
+        "polynomial",
+        learning_rate=0.5,
+        global_batch=2048,
+        reference_batch=256,
+        num_steps=120,
+        warmup_steps=20,
+        scaling=scaling,
+        final_fraction=0.1,
+    )
+    theirs = keras.optimizers.schedules.PolynomialDecay(0.5 * k, 100, 0.05 * k, power=2.0)
+    for step in (20, 21, 60, 119, 120, 500):
+        assert float(ours(step)) == pytest.approx(float(theirs(step - 20)), rel=1e-5)
+    assert [float(ours(step)) for step in (0, 9, 19)] == pytest.approx([k / 40, k / 4, k / 2])
+    again = schedules.Polynomial.from_config(ours.get_config())
+    assert float(again(60)) == float(ours(60))
+    with pytest.raises(ConfigError, match="scaling 'log'; there are: linear, sqrt, none"):
+        schedules.Polynomial(0.1, 1, 1, 10, scaling="log")
+    with pytest.raises(ConfigError, match="warmup_steps 10 must be fewer than the 10"):
+        schedules.Polynomial(0.1, 1, 1, 10, warmup_steps=10)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 16])
+def test_the_classification_papers_schedule(ranks):
+    """0.1 k n / 256 with n = 64 patches a GPU; 5 epochs of warm-up; x 0.1 at 30, 60 and 80."""
+    schedule = schedules.build(
+        "linear",
+        learning_rate=0.1,
+        global_batch=64 * ranks,
+        reference_batch=256,
+        num_steps=1000,
+        steps_per_epoch=10,
+        warmup_epochs=5,
+        drop_epochs=[30, 60, 80],
+    )
+    full = 0.1 * ranks * 64 / 256
+    assert float(schedule(0)) == pytest.approx(min(full, 0.1))
+    for epoch, factor in ((5, 1), (29.9, 1), (30, 0.1), (60, 0.01), (79.9, 0.01), (80, 0.001)):
+        assert float(schedule(round(10 * epoch))) == pytest.approx(full * factor)

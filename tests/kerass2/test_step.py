@@ -8,6 +8,7 @@ import pytest
 
 from kerass2 import losses, models
 from kerass2.averaging import WeightAverage
+from kerass2.config import RunConfig
 from kerass2.state import num_parts
 from kerass2.steps.tensorflow import build_step
 from strategies.cluster import Cluster
@@ -111,4 +112,4 @@ def test_the_average_sees_the_weights_after_each_step():
     ("local", "micro", "parts"), [(12, 0, 1), (12, 12, 1), (12, 99, 1), (12, 5, 3), (7, 6, 7)]
 )
 def test_number_of_parts(local, micro, parts):
-    assert num_parts(local, micro) == parts
+    assert num_parts(local, RunConfig(micro_batch=micro)) == parts
