@@ -92,20 +92,31 @@ def open_patch(folder: pathlib.Path) -> Granule:
         DataError: a band is missing or unreadable, or not of the size of its GSD.
     """
     name = folder.resolve().name
-    files = {band: folder / f"{name}_{band}.tif" for band in BANDS}
-    missing = [band for band, file in files.items() if not file.is_file()]
-    if missing:
-        found = ", ".join(sorted(file.name for file in folder.glob("*.tif"))) or "no .tif"
-        raise DataError(f"{folder}: no band {', '.join(missing)}; found {found}")
+    files = band_files(folder)
     facts = geotiff.read_facts(files["B02"])
 
     def read(bands: Sequence[str]) -> list[NDArray[np.uint16]]:
         return [geotiff.read_pixels(files[band], 1) for band in bands]
 
-    return _granule(name, str(folder), read, _tile_from_json(folder, name), facts)
+    return _granule(name, str(folder), read, tile_from_json(folder, name), facts)
 
 
-def _tile_from_json(folder: pathlib.Path, name: str) -> str | None:
+def band_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Band -> GeoTIFF of a patch folder.
+
+    Raises:
+        DataError: one is missing.
+    """
+    name = folder.resolve().name
+    files = {band: folder / f"{name}_{band}.tif" for band in BANDS}
+    missing = [band for band, file in files.items() if not file.is_file()]
+    if missing:
+        found = ", ".join(sorted(file.name for file in folder.glob("*.tif"))) or "no .tif"
+        raise DataError(f"{folder}: no band {', '.join(missing)}; found {found}")
+    return files
+
+
+def tile_from_json(folder: pathlib.Path, name: str) -> str | None:
     """The tile that v1's labels_metadata.json names; None where there is none."""
     try:
         values = json.loads((folder / f"{name}_labels_metadata.json").read_text())
@@ -126,12 +137,20 @@ def open_lmdb(
     Raises:
         DataError: unreadable, or a value is not safetensors (v1's LMDBs hold pickles: never read).
     """
+    if names is None:
+        names = [name for name in list_lmdb(path) if name not in exclude]
+    for name in names:
+        yield _granule(name, str(path), functools.partial(read_lmdb, path, name), None, {})
+
+
+def list_lmdb(path: pathlib.Path) -> list[str]:
+    """Names of the Sentinel-2 patches of an LMDB, sorted.
+
+    Raises:
+        DataError: unreadable, or there is none.
+    """
     import lmdb
 
-    if names is not None:
-        for name in names:
-            yield _granule(name, str(path), functools.partial(_read_value, path, name), None, {})
-        return
     try:
         with (
             _ONE_ENVIRONMENT,
@@ -142,15 +161,18 @@ def open_lmdb(
     except lmdb.Error as error:
         raise DataError(f"{path}: not readable as LMDB: {error}") from error
     names = [key.decode(errors="replace") for key in keys]
-    names = [name for name in names if name.startswith("S2") and name not in exclude]
+    names = [name for name in names if name.startswith("S2")]
     if not names:
         raise DataError(f"{path}: no Sentinel-2 patch; expected keys that begin with S2")
-    for name in names:
-        yield _granule(name, str(path), functools.partial(_read_value, path, name), None, {})
+    return names
 
 
-def _read_value(path: pathlib.Path, name: str, bands: Sequence[str]) -> list[NDArray[np.uint16]]:
-    """Some bands of one LMDB entry."""
+def read_lmdb(path: pathlib.Path, name: str, bands: Sequence[str]) -> list[NDArray[np.uint16]]:
+    """Some bands of one LMDB entry.
+
+    Raises:
+        DataError: there is no such entry, or it is not safetensors with these bands.
+    """
     import lmdb
     import safetensors
     import safetensors.numpy
@@ -191,7 +213,7 @@ def _granule(
     for key, size in SIZES.items():
         gsd = sentinel2.GSDS[key]
         bands = sentinel2.bands_at(gsd)
-        task = delayed(_read_cube, pure=False)(path, name, bands, size, read)
+        task = delayed(_read_cube, pure=False)(path, name, bands, read)
         data = dask.array.from_delayed(task, (len(bands), size, size), np.uint16)
         place = None if transform is None else (gsd, 0, transform[2], 0, -gsd, transform[5])
         cubes[key] = build_cube(data, bands, gsd, crs=crs, transform=place)
@@ -208,19 +230,27 @@ def _read_cube(
     path: str,
     name: str,
     bands: tuple[str, ...],
-    size: int,
     read: Callable[[Sequence[str]], list[NDArray[np.uint16]]],
 ) -> NDArray[np.uint16]:
     """(band, y, x) of one GSD, checked."""
     images = []
     for band, image in zip(bands, read(bands), strict=True):
-        if image.shape != (size, size) or image.dtype != np.uint16:
-            raise DataError(
-                f"{path}: {name}: {band} is {image.dtype} {image.shape}; "
-                f"expected uint16 {(size, size)}"
-            )
+        check_band(path, name, band, image)
         images.append(image)
     return np.stack(images)
+
+
+def check_band(path: str, name: str, band: str, image: NDArray[Any]) -> None:
+    """Refuse a band that is not of the size of its GSD.
+
+    Raises:
+        DataError: found and expected type and size.
+    """
+    size = SIZES[f"gsd{sentinel2.BANDS[band].gsd}"]
+    if image.shape != (size, size) or image.dtype != np.uint16:
+        raise DataError(
+            f"{path}: {name}: {band} is {image.dtype} {image.shape}; expected uint16 {(size, size)}"
+        )
 
 
 def read_exclusions(metadata: pathlib.Path) -> set[str]:

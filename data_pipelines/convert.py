@@ -154,11 +154,37 @@ def _do_parts(
         mine = [site for site in groups[number] if counts[site]]
         return Part(number, tuple(Piece(*pieces[site], placed.patches.of(site)) for site in mine))
 
-    entries = (journal.read_entry(folder, number) for number in range(len(groups)))
+    weights = [int(counts[list(group)].sum()) for group in groups]
+    return run_parts(job, folder, weights, build, processes, scheduler, advance)
+
+
+def run_parts(
+    job: Any,
+    folder: pathlib.Path,
+    weights: Sequence[int],
+    build: Callable[[int], workers.Part],
+    processes: int | None,
+    scheduler: str | None,
+    advance: Callable[[int, int], None],
+) -> list[journal.Done]:
+    """Do what the journal in `folder` does not say is done, the largest part first.
+
+    Args:
+        job: a workers.Job, a dataclass with a field `threads`: cores for one process.
+        folder: the partial data set.
+        weights: patches of each part; one without any is passed over.
+        build: a part by its number.
+        processes: see convert.
+        scheduler: likewise.
+        advance: likewise.
+
+    Returns:
+        What came of all parts, in their order.
+    """
+    entries = (journal.read_entry(folder, number) for number in range(len(weights)))
     done = {entry.number: entry for entry in entries if entry is not None}
     partial.clean(folder, list(done.values()))
-    weights = [int(counts[list(group)].sum()) for group in groups]
-    before, total = sum(weights[number] for number in done), len(placed.patches.split)
+    before, total = sum(weights[number] for number in done), sum(weights)
     advance(before, total)
     order = [n for n in partition.largest_first(weights) if n not in done and weights[n]]
     cores = workers.num_cores() if processes is None else processes

@@ -25,7 +25,7 @@ from data_pipelines.spec import DataError, DatasetSpec, TensorSpec
 SUFFIX = ".h5"
 # The paper's keys: Algorithm 1 and section 3 of the classification paper. Others are prefixed.
 KEYS = {
-    "inputs/super": "data_super",
+    "inputs/bands": "data_super",
     "inputs/gsd10": "data_10m",
     "inputs/gsd20": "data_20m",
     "inputs/gsd60": "data_60m",

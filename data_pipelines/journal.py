@@ -26,7 +26,9 @@ class Done:
     left_out: Mapping[str, int]
     """Patches left out by reason."""
     failed: Mapping[str, str]
-    """Granules that could not be cut, and why."""
+    """Granules or patches that could not be read, and why."""
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Whatever else the summary needs (JSON types)."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, for the journal."""
@@ -42,7 +44,9 @@ class Done:
         splits = {
             name: tuple(map(Shard.from_json, shards)) for name, shards in values["splits"].items()
         }
-        return cls(values["number"], splits, values["left_out"], values["failed"])
+        return cls(
+            values["number"], splits, values["left_out"], values["failed"], values["notes"]
+        )
 
 
 def read_entry(folder: pathlib.Path, number: int) -> Done | None:

@@ -1,8 +1,8 @@
 """LMDB shards in the community's layout (rico-hdl): key patch id, value safetensors.
 
-Task "patches" holds each band as a 2-D tensor under its name ("B02"), so that a BigEarthNet written
-here is read wherever rico-hdl's is; other arrays stand under their feature key
-("targets/superres_20m").
+Tasks "patches" and "bigearthnet" hold each band as a 2-D tensor under its name ("B02"), so that a
+BigEarthNet written here is read wherever rico-hdl's is; other arrays stand under their feature key
+("targets/labels").
 
 Written by liblmdb, which any program may read them with. Ours does not: it reads each value at the
 byte that the manifest gives for it. liblmdb follows damaged pages out of the file (a flipped byte
@@ -32,6 +32,8 @@ from data_pipelines.names import Names
 from data_pipelines.spec import DataError, DatasetSpec, TensorSpec
 
 SUFFIX = ".lmdb"
+# Tasks whose inputs are stored band by band.
+BY_BAND = ("patches", "bigearthnet")
 DATA = "data.mdb"
 # Bytes of records a transaction: what a writer holds in memory, and LMDB once more.
 TRANSACTION_BYTES = 2**20
@@ -51,7 +53,7 @@ def tensor_names(spec: DatasetSpec) -> dict[str, tuple[str, ...]]:
     """Tensors of a value, by feature key: one a band for the inputs of patches, else the key."""
     bands = [band for tensor in spec.inputs.values() for band in tensor.bands]
     images = all(len(tensor.shape) == 3 for tensor in spec.inputs.values())
-    by_band = spec.task == "patches" and images and len(set(bands)) == len(bands)
+    by_band = spec.task in BY_BAND and images and len(set(bands)) == len(bands)
     return {
         key: tensor.bands if by_band and key.startswith("inputs/") else (key,)
         for key, tensor in record.features(spec)

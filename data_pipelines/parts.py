@@ -59,6 +59,11 @@ class Part:
         """Patches that are placed."""
         return sum(len(piece.patches.split) for piece in self.pieces)
 
+    @property
+    def names(self) -> list[str]:
+        """Of its granules."""
+        return [piece.name for piece in self.pieces]
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -74,6 +79,10 @@ class Job:
     threads: int = 1
     """Cores on which GDAL may decode for one process."""
     shard_bytes: int = store.SHARD_BYTES
+
+    def do(self, part: Part, advance: Advance) -> Done:
+        """See do_part."""
+        return do_part(self, part, advance)
 
 
 class _GranuleFailed(Exception):
@@ -112,7 +121,7 @@ def do_part(job: Job, part: Part, advance: Advance = lambda done: None) -> Done:
     import rasterio
 
     folder = pathlib.Path(job.folder)
-    _remove_shards(folder, part)
+    remove_shards(folder, part.prefix)
     left_out: dict[str, int] = {}
     failed: dict[str, str] = {}
     # A process that asked its own cluster to compute would wait for itself.
@@ -129,7 +138,7 @@ def do_part(job: Job, part: Part, advance: Advance = lambda done: None) -> Done:
                 shard_bytes=job.shard_bytes,
             )
         except _GranuleFailed as error:
-            _remove_shards(folder, part)
+            remove_shards(folder, part.prefix)
             shards, left_out = {}, {}
             failed[part.pieces[0].name] = str(error)
     advance(part.num_patches)
@@ -231,8 +240,8 @@ def _reopen(source: Source, pieces: Sequence[Piece]) -> Iterator[Granule]:
     )
 
 
-def _remove_shards(folder: pathlib.Path, part: Part) -> None:
-    """What an attempt that was broken off has left."""
+def remove_shards(folder: pathlib.Path, prefix: str) -> None:
+    """Remove what an attempt at a part that was broken off has left."""
     for name in SPLITS:
-        for path in folder.glob(f"{name}-{part.prefix}*"):
+        for path in folder.glob(f"{name}-{prefix}*"):
             journal.remove(path)

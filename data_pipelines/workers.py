@@ -9,11 +9,10 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from data_pipelines import parts
 from data_pipelines.journal import Done
-from data_pipelines.parts import Job, Part
 from data_pipelines.spec import DataError
 
 # Seconds between two looks at progress and at workers that have joined.
@@ -26,6 +25,33 @@ TOPIC = "kerass2-progress"
 JOINING = 30.0
 # Seconds in which workers must leave what they are at, after an error or an interruption.
 LEAVING = 20.0
+
+
+class Part(Protocol):
+    """What one process does at a time."""
+
+    @property
+    def number(self) -> int:
+        """Its place in the data set."""
+        ...
+
+    @property
+    def num_patches(self) -> int:
+        """What `advance` counts to."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What it is about, for messages."""
+        ...
+
+
+class Job(Protocol):
+    """What all parts of a conversion have in common; goes to other processes by pickle."""
+
+    def do(self, part: Any, advance: Callable[[int], None]) -> Done:
+        """Do a part, and note it in the journal once it is on disk."""
+        ...
 
 
 class _Cancelled(Exception):
@@ -68,7 +94,7 @@ def do_parts(
         before = 0
         for number in order:
             part = build(number)
-            yield parts.do_part(job, part, lambda done, before=before: advance(before + done))  # type: ignore[misc]
+            yield job.do(part, lambda done, before=before: advance(before + done))  # type: ignore[misc]
             before += part.num_patches
         return
     with _open_client(processes, scheduler) as client:
@@ -138,7 +164,7 @@ def _result(future: Any, part: Part) -> Done:
     import distributed
     from distributed.comm.core import CommClosedError
 
-    names = ", ".join(piece.name for piece in part.pieces[:3])
+    names = ", ".join(part.names[:3])
     try:
         done: Done = future.result()
     except distributed.KilledWorker as error:
@@ -152,7 +178,7 @@ def _result(future: Any, part: Part) -> Done:
 
 
 def _do_part(job: Job, part: Part, name: str) -> Done:
-    """`parts.do_part` on a worker, which tells its progress and stops when it is called off."""
+    """A part on a worker, which tells its progress and stops when it is called off."""
     import warnings
 
     from distributed import get_worker
@@ -172,7 +198,7 @@ def _do_part(job: Job, part: Part, name: str) -> Done:
             raise _Cancelled(key)
         worker.log_event(f"{TOPIC}-{name}", {"part": part.number, "done": done})
 
-    return parts.do_part(job, part, advance)
+    return job.do(part, advance)
 
 
 @contextlib.contextmanager

@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from data_pipelines.convert import Summary
 
 # Repeated here so that --help imports neither numpy nor xarray; a test holds them equal.
-TASKS = ("superres_20m", "superres_60m", "patches")
+TASKS = ("superres_20m", "superres_60m", "patches", "bigearthnet")
 FORMATS = ("tfrecord", "hdf5", "zarr", "lmdb")
 SPLITS = ("auto", "train", "validation", "test")
+UPSAMPLERS = ("none", "bilinear", "dsen2", "s2x")
+# Options of task bigearthnet, and options that it does not have.
+ARCHIVE_OPTIONS = ("upsample", "model", "model_60m", "tiles", "classes", "lists")
+CUTTING_OPTIONS = ("patch_size", "stride", "patches_per_tile", "max_cloud", "seed")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,19 +34,56 @@ SPLITS = ("auto", "train", "validation", "test")
     type=click.Choice(TASKS),
     default=TASKS[0],
     show_default=True,
-    help="superres_*: pairs under Wald's protocol. patches: all bands as they are, side by side.",
+    help="superres_*: pairs under Wald's protocol. patches: all bands as they are, side by side. "
+    "bigearthnet: the patches of a BigEarthNet archive with their labels.",
 )
 @click.option(
     "--format", "file_format", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True
 )
 @click.option(
     "--split",
-    type=click.Choice(SPLITS),
+    metavar="SPLIT",
     default="auto",
     show_default=True,
     help="auto: by place, in about 0.8, 0.1, 0.1: three or more places (tiles or scenes) go to one "
     "split each as wholes; one or two cannot fill three splits, so they are divided into blocks of "
-    "at least 2.56 km. Else everything goes into that split.",
+    "at least 2.56 km. train, validation or test: everything goes into that split. Of bigearthnet: "
+    "official (default), random:SEED (each patch by itself), tiles:SEED (whole tiles), or a file "
+    "or folder of lists.",
+)
+@click.option(
+    "--upsample",
+    type=click.Choice(UPSAMPLERS),
+    help="bigearthnet: how bands of 20 m and 60 m come to 10 m; default: none, they stay as they "
+    "are (160 kB a patch), and the model upsamples. dsen2, s2x: each patch by --model.",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=pathlib.Path),
+    help="bigearthnet: model or work folder of --upsample dsen2 or s2x, for the 20 m bands.",
+)
+@click.option(
+    "--model-60m",
+    type=click.Path(path_type=pathlib.Path),
+    help="bigearthnet: another one, for B01 and B09; default: these are bilinear.",
+)
+@click.option(
+    "--tiles",
+    type=click.Path(path_type=pathlib.Path),
+    metavar="FOLDER",
+    help="bigearthnet: instead of --upsample, cut patches out of whole tiles, GeoTIFFs that "
+    "kerass2.predict has made of the archive's products with --bands all.",
+)
+@click.option(
+    "--classes",
+    type=click.Choice(("43", "19")),
+    help="bigearthnet: of the first nomenclature or of the newer one; default: the archive's.",
+)
+@click.option(
+    "--lists",
+    type=click.Path(path_type=pathlib.Path),
+    help="bigearthnet: folder of metadata.parquet (v2), or of train.csv, val.csv, test.csv and the "
+    "lists of patches with snow, cloud and shadow (v1); default: the archive's, or the one around.",
 )
 @click.option(
     "--patch-size",
@@ -104,16 +145,27 @@ def main(
     of one GeoTIFF or JP2 a band or a GSD, a .npz scene or a folder of them; a BigEarthNet patch
     folder, a folder of them, or the LMDB of BigEarthNet v2. The words sample and synthetic mean an
     area of the real sample and a made-up granule. Sources that cannot be read are named at the end
-    (exit code 1); the others are written.
+    (exit code 1); the others are written. With --task bigearthnet the one SOURCE is an archive: a
+    folder of patch folders, v1 or v2, or an LMDB; sample means the real sample's 24 patches, and
+    synthetic:20000 so many made-up ones.
     """
     if processes is not None and scheduler is not None:
         raise click.UsageError("--processes and --dask: choose one")
+    _check_options(task, split, options)
 
     from data_pipelines import convert, sample, workers
 
     cores = workers.num_cores()
     if processes is not None and processes > cores:
         click.echo(f"warning: {processes} processes for {cores} cores", err=True)
+    if task == "bigearthnet":
+        from kerass2 import prepare_archive
+
+        chosen = {**options, "processes": processes, "scheduler": scheduler}
+        with _saying_what_is_kept(output):
+            prepare_archive.run(sources, output, split, chosen, _bar())
+        return
+    options = {name: options[name] for name in options if name not in ARCHIVE_OPTIONS}
     resolved = [sample.resolve_granule(source) for source in sources]
     for message in dict.fromkeys(message for _, message in resolved if message):
         click.echo(message, err=True)
@@ -136,6 +188,27 @@ def main(
         click.echo(f"error: {why if name in why else f'{name}: {why}'}", err=True)
     if summary.failed:
         click.get_current_context().exit(1)
+
+
+def _check_options(task: str, split: str, options: dict[str, Any]) -> None:
+    """Refuse what the task does not have.
+
+    Raises:
+        click.UsageError: names the option.
+    """
+    context = click.get_current_context()
+    commandline = click.core.ParameterSource.COMMANDLINE
+    given = [name for name in options if context.get_parameter_source(name) == commandline]
+    if task == "bigearthnet":
+        wrong, why = [name for name in given if name in CUTTING_OPTIONS], "not with"
+    else:
+        wrong, why = [name for name in given if name in ARCHIVE_OPTIONS], "only with"
+        if split not in SPLITS:
+            raise click.BadParameter(
+                f"{split!r} is not one of {', '.join(SPLITS)}", param_hint="--split"
+            )
+    if wrong:
+        raise click.UsageError(f"--{wrong[0].replace('_', '-')}: {why} --task bigearthnet")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from data_pipelines.spec import DataError, DatasetSpec, TensorSpec
 CLASSIFY = DatasetSpec(
     "bigearthnet",
     {
-        "super": TensorSpec((12, 12, 12), tuple(f"B{i:02d}" for i in range(12)), 10.0),
+        "bands": TensorSpec((12, 12, 12), tuple(f"B{i:02d}" for i in range(12)), 10.0),
         "gsd10": TensorSpec((12, 12, 4), ("B02", "B03", "B04", "B08"), 10.0),
         "gsd20": TensorSpec((6, 6, 6), ("B05", "B06", "B07", "B8A", "B11", "B12"), 20.0),
         "gsd60": TensorSpec((2, 2, 2), ("B01", "B09"), 60.0),
@@ -55,7 +55,7 @@ def test_keys_are_those_of_the_paper(tmp_path: pathlib.Path) -> None:
             assert about == {"gsd": 60.0, "scale": 1e-4, "unit": "1"}
             patch = make_example(1, CLASSIFY)
             np.testing.assert_array_equal(file["classes"][1], patch["targets"]["labels"])
-            np.testing.assert_array_equal(file["data_super"][1], patch["inputs"]["super"])
+            np.testing.assert_array_equal(file["data_super"][1], patch["inputs"]["bands"])
 
 
 @pytest.mark.parametrize(("split", "numbers"), [("train", TRAIN), ("test", TEST)])

@@ -11,9 +11,17 @@ import click.testing
 import numpy as np
 import pytest
 
-from data_pipelines import convert, cube, geotiff, sample, store, synthetic
+from data_pipelines import (
+    bigearthnet_patches,
+    convert,
+    cube,
+    geotiff,
+    sample,
+    store,
+    synthetic,
+)
 from data_pipelines.spec import SPLITS, DataError
-from kerass2 import prepare
+from kerass2 import prepare, upsamplers
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -69,6 +77,7 @@ def test_help_answers_at_once() -> None:
         (["nowhere"], 2, "--output"),
         (["-o", "out"], 2, "SOURCES"),
         (["nowhere", "-o", "out", "--format", "png"], 2, "tfrecord"),
+        (["nowhere", "-o", "out", "--split", "official"], 2, "auto, train, validation, test"),
         (["nowhere", "-o", "out", "--max-cloud", "1.5"], 2, "max-cloud"),
         (["nowhere", "-o", "out", "--patches-per-tile", "0"], 2, "patches-per-tile"),
         (["nowhere", "-o", "out", "--processes", "2", "--dask", "tcp://a:1"], 2, "choose one"),
@@ -83,7 +92,8 @@ def test_mistakes(tmp_path: pathlib.Path, arguments: list[str], code: int, text:
 
 
 def test_choices_are_those_of_the_pipeline() -> None:
-    assert tuple(cube.TASKS) == prepare.TASKS
+    assert (*cube.TASKS, bigearthnet_patches.TASK) == prepare.TASKS
+    assert (*bigearthnet_patches.UPSAMPLERS, *upsamplers.METHODS) == prepare.UPSAMPLERS
     assert tuple(store.FORMATS) == prepare.FORMATS
     assert ("auto", *SPLITS) == prepare.SPLITS
 

@@ -40,11 +40,17 @@ def write_wheel(path: pathlib.Path) -> pathlib.Path:
                 bands.update(zip(sentinel2.bands_at(sentinel2.GSDS[name]), part, strict=True))
             arrays = {band: np.ascontiguousarray(image) for band, image in bands.items()}
             t.put(f"{PRODUCT}_{column:02d}_{row:02d}".encode(), save(arrays))
-    table = pyarrow.table({"patch_id": [f"{PRODUCT}_00_05"]})
-    parquet.write_table(table, path.parent / "excluded.parquet")
+    clear = [f"{PRODUCT}_{place}" for place in ("00_00", "01_00", "03_03", "05_00")]
+    labels = [["Pastures", "Urban fabric"]]
+    table = {"patch_id": clear, "labels": labels * 4, "split": ["train", "test"] * 2}
+    parquet.write_table(pyarrow.table(table), path.parent / "metadata.parquet")
+    table = {"patch_id": [f"{PRODUCT}_00_05"], "labels": labels}
+    table |= {"contains_seasonal_snow": [False], "contains_cloud_or_shadow": [True]}
+    parquet.write_table(pyarrow.table(table), path.parent / "excluded.parquet")
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(folder / "data.mdb", sample._PIXELS[0])
         archive.write(path.parent / "excluded.parquet", sample._EXCLUDED)
+        archive.write(path.parent / "metadata.parquet", sample._ARCHIVE[1])
     return path
 
 
@@ -229,3 +235,40 @@ def test_tensorflow_is_not_imported(wheel: pathlib.Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+
+
+def test_the_sample_for_classification(
+    wheel: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    folder, message = sample.resolve(None, "bigearthnet")
+    assert message.startswith("data: sample of real BigEarthNet v2 patches")
+    assert counts(folder) == {"train": 2, "validation": 0, "test": 2}
+    found = store.read_manifest(folder)
+    assert found.spec.task == "bigearthnet"
+    assert found.provenance["left_out"] == {"cloud or shadow": 1}
+    assert found.provenance["classes"]["Pastures"] == {"train": 2, "validation": 0, "test": 2}
+    assert str(tmp_path) not in (folder / "manifest.json").read_text()
+    archive = sample.fetch_archive()
+    assert {path.name for path in archive.iterdir()} == {
+        "BigEarthNet-V2-LMDB",
+        "metadata.parquet",
+        "metadata_for_patches_with_snow_cloud_or_shadow.parquet",
+    }
+    assert sample.resolve(None, "bigearthnet")[0] == folder
+
+
+def test_a_synthetic_archive_takes_its_place(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERASS2_CACHE", str(tmp_path))
+    monkeypatch.setattr(sample, "SYNTHETIC_ARCHIVE", 12)
+    monkeypatch.setenv(sample.UNAVAILABLE, "no index")
+    folder, message = sample.resolve(None, "bigearthnet")
+    assert message.startswith("THE SAMPLE IS NOT AVAILABLE (NO INDEX)")
+    assert sum(counts(folder).values()) == 12
+    assert sample.resolve("synthetic", "bigearthnet") == (
+        folder,
+        "DATA: A SYNTHETIC ARCHIVE (MADE UP, NOT MEASURED)",
+    )
+    with pytest.raises(DataError, match="the sample is not available: no index"):
+        sample.fetch_archive()
