@@ -165,7 +165,7 @@ def test_wheel_carries_every_source_and_data_file(wheel: pathlib.Path) -> None:
     data = f"{wheel.name.split('-py3')[0]}.data/data/share/kerass2"
     wanted |= {f"{data}/slurm/{path.name}" for path in (ROOT / "slurm").iterdir()}
     assert sorted(wanted - names) == []
-    assert {"kerass2/py.typed", "kerass2/fit.py", f"{data}/slurm/fit.sbatch"} <= names
+    assert {"kerass2/py.typed", "kerass2/fit.py", f"{data}/slurm/fit_horovod.sbatch"} <= names
     extra = [name for name in names - wanted if ".dist-info/" not in name]
     assert sorted(extra) == []
 
@@ -218,7 +218,7 @@ def test_wheel_runs_from_another_folder(wheel: pathlib.Path, tmp_path: pathlib.P
     packages = pathlib.Path(next(p for p in sys.path if p.endswith("site-packages")))
     # Not followed from there: the .pth file that puts the working tree on this environment's path.
     (installed / "packages.pth").write_text(f"{packages}\n")
-    assert (tmp_path / "environment/share/kerass2/slurm/fit.sbatch").is_file()
+    assert (tmp_path / "environment/share/kerass2/slurm/fit_horovod.sbatch").is_file()
     check_commands(python, tmp_path)
 
 
