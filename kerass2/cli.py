@@ -20,6 +20,8 @@ COMMANDS = {
     "evaluate": "Score models beside interpolation, as the paper's tables do.",
     "predict": "Sharpen granules to 10 m: COG, GeoTIFF or Zarr.",
     "report": "Write one HTML page about a training run.",
+    "doctor": "Say what is installed, where the ranks are, and what is wrong.",
+    "launch": "Start ranks on hosts that ssh reaches.",
 }
 
 
