@@ -100,12 +100,13 @@ def draw_labels(tile: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np
     # Where there are too many the rarest stay.
     rarity = np.where(labels, np.array(SUPPORTS), np.iinfo(np.int64).max)
     rank = rarity.argsort(axis=1).argsort(axis=1)
-    return (labels & (rank < MOST)).astype(np.uint8)
+    kept: NDArray[np.uint8] = (labels & (rank < MOST)).astype(np.uint8)
+    return kept
 
 
 def _base_odds() -> NDArray[np.float64]:
     """Log odds of each class that give its published frequency on average over the groups."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(31)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(31)  # type: ignore[no-untyped-call]
     wanted = np.array(SUPPORTS) / PATCHES
     low, high = np.full(len(wanted), -20.0), np.full(len(wanted), 20.0)
     for _ in range(60):

@@ -21,6 +21,8 @@ COMMANDS = {
     "predict": "Sharpen granules to 10 m: COG, GeoTIFF or Zarr.",
     "report": "Write one HTML page about a training run.",
     "card": "Pack a trained model with its model card.",
+    "doctor": "Say what is installed, where the ranks are, and what is wrong.",
+    "launch": "Start ranks on hosts that ssh reaches.",
 }
 
 

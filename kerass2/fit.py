@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import pathlib
 import time
 from typing import TYPE_CHECKING
 
 import click
 
-from kerass2 import cli, config, ranks, session
+from kerass2 import cli, config, interruption, ranks, session
 from kerass2 import job as jobs
+from kerass2 import workdir as folder
+from kerass2.interruption import Interruption
 from kerass2.job import Job
+from strategies import cluster
 
 if TYPE_CHECKING:
     from kerass2.logs import NoLog, TrainingLog
@@ -63,7 +67,8 @@ def main(
 ) -> None:
     """Train EXPERIMENT (default: superres_20m_compact) and leave model.keras in the workdir.
 
-    Under mpirun, horovodrun or srun the same command is one rank of their job.
+    Under mpirun, horovodrun or srun the same command is one rank of their job. SIGUSR1 and SIGTERM
+    end it after a checkpoint; SIGUSR1 puts a Slurm job back into the queue, and there it goes on.
     """
     if resume and overwrite:
         raise config.ConfigError("--resume and --overwrite exclude each other: give one of them")
@@ -75,6 +80,9 @@ def main(
     if epochs and steps:
         raise config.ConfigError(f"--epochs {epochs} and --steps {steps}: give one of them")
     workdir = workdir or pathlib.Path("runs") / (experiment or jobs.DEFAULT_EXPERIMENT)
+    if cluster.num_restarts(os.environ) and (workdir / folder.EXPERIMENT).exists():
+        # The batch system has started this very command again: it goes on, whatever it says.
+        resume, overwrite, init = True, False, None
     chosen = jobs.choose_experiment(experiment, workdir, resume=resume)
     if epochs or steps:
         run = dataclasses.replace(chosen.run, epochs=epochs, steps=steps)
@@ -96,13 +104,19 @@ def fit(job: Job, strategy: Strategy) -> None:
         TrainingError: the loss is not finite.
     """
     from kerass2 import precision
-    from kerass2 import workdir as folder
 
     settings = dataclasses.replace(
         job.experiment.run, precision=precision.resolve(job.experiment.run.precision, strategy)
     )
     experiment = dataclasses.replace(job.experiment, run=settings)
     job = dataclasses.replace(job, experiment=experiment)
+    with interruption.listen() as asked:
+        _fit(job, strategy, asked)
+
+
+def _fit(job: Job, strategy: Strategy, asked: Interruption) -> None:
+    import numpy as np
+
     # All that the experiment names is made, and data are read, before anything is written.
     run, started_from = session.prepare(job, strategy)
     _check_agreement(job, strategy, run.state.step)
@@ -116,8 +130,16 @@ def fit(job: Job, strategy: Strategy) -> None:
     with _open_log(run) as log:
         done = run.state.step
         if done < run.num_steps and not session.is_stopped(run):
-            done = session.train(run, batches, validate, log)
-        _finish(run, done, log)
+            done = session.train(run, batches, validate, log, lambda: asked.pending)
+        signal = None if done == run.num_steps else asked.agree(strategy)
+        if signal is None:
+            _finish(run, done, log)
+        elif strategy.is_chief:
+            interruption.explain(signal, done)
+    # Ranks leave together: one that is gone looks like one that died.
+    strategy.sum(np.zeros(1))
+    if signal is not None:
+        raise click.exceptions.Exit(interruption.EXIT_CODES[signal])
 
 
 def _check_agreement(job: Job, strategy: Strategy, first_step: int) -> None:
@@ -160,10 +182,7 @@ def _open_log(run: Session) -> TrainingLog | NoLog:
 
 def _finish(run: Session, done: int, log: TrainingLog | NoLog) -> None:
     """Validate on all ranks, and save the model."""
-    import numpy as np
-
     from kerass2 import validation
-    from kerass2 import workdir as folder
 
     job, model = run.job, run.state.model
     with run.state.in_use():
@@ -177,13 +196,10 @@ def _finish(run: Session, done: int, log: TrainingLog | NoLog) -> None:
         if run.strategy.is_chief:
             folder.save_model(job.workdir / folder.MODEL, model)
             _print_end(run, done)
-    # Ranks leave together: one that is gone looks like one that died.
-    run.strategy.sum(np.zeros(1))
 
 
 def _print_end(run: Session, done: int) -> None:
     from kerass2 import validation
-    from kerass2 import workdir as folder
 
     progress, task = run.state.progress, run.job.experiment.data.task
     if session.is_stopped(run):

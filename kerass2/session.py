@@ -77,8 +77,11 @@ def train(
     batches: Iterable[Any],
     validate: Callable[[int, TrainingLog | NoLog], bool],
     log: TrainingLog | NoLog,
+    is_interrupted: Callable[[], bool],
 ) -> int:
     """Train to the end, or until something ends it before; the number of steps done.
+
+    All ranks stop after the same step when `is_interrupted` says so on one of them.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -108,7 +111,7 @@ def train(
     )
     try:
         return train.train(
-            step=step,
+            step=lambda batch, stop: step(batch, stop or is_interrupted()),
             batches=batches,
             first_step=session.state.step,
             num_steps=session.num_steps,

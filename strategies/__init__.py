@@ -4,7 +4,8 @@ Usable alone; imports nothing of ours.
 
     strategy = strategies.get("horovod")
 
-gives an object with the contract of `strategies.base.Strategy`.
+gives an object with the contract of `strategies.base.Strategy`. Environment variables say which
+network interface it uses and how long ranks wait for each other: see `strategies.settings`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Source: horovod.readthedocs.io, "Horovod with TensorFlow".
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from strategies import meeting, settings
 from strategies.base import StrategyError, average_moving_statistics
 from strategies.cluster import Cluster
 
@@ -27,12 +29,6 @@ class HorovodStrategy:
     def __init__(self, cluster: Cluster) -> None:
         """Start Horovod and pin this rank's GPU, if there is one."""
         self._hvd = _import_horovod()
-        several = cluster.world_size > 1
-        if cluster.launcher == "slurm" and several and not self._hvd.mpi_built():
-            raise StrategyError(
-                "Horovod under srun needs a build with MPI (make setup with mpicc present); "
-                "this one has Gloo only"
-            )
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
@@ -42,12 +38,15 @@ class HorovodStrategy:
             # cycle's end. Of a step of 1.6 s two ranks lost 6 % at the default of 1, 3 % at 5, 4 %
             # at 20 and 5 % at 60.
             os.environ.setdefault("HOROVOD_CYCLE_TIME", "5")
-        self._hvd.init()
+        with contextlib.ExitStack() as stack:
+            if _needs_rendezvous(cluster, self._hvd):
+                os.environ.update(stack.enter_context(_rendezvous(cluster)))
+            self._hvd.init()
         if self._hvd.size() != cluster.world_size:
             raise StrategyError(
                 f"{cluster.launcher} started {cluster.world_size} ranks, "
                 f"but Horovod sees {self._hvd.size()}: "
-                "is it built with MPI (horovodrun --check-build)?"
+                "does MPI find them (srun --mpi=pmix)? HOROVOD_CONTROLLER=gloo does without MPI"
             )
         self.rank: int = self._hvd.rank()
         self.local_rank: int = self._hvd.local_rank()
@@ -108,39 +107,121 @@ def local_environments(workers: int) -> Iterator[list[dict[str, str]]]:
     It holds for as long as Horovod's Gloo rendezvous is served: inside the `with` block.
     Source: horovod/runner/gloo_run.py; horovodrun does the same and adds ssh.
     """
-    _import_horovod(module="horovod.runner")
-    from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
-    from horovod.runner.http.http_server import RendezvousServer
-
-    server = RendezvousServer()
-    port = server.start()
-    slots = get_host_assignments(parse_hosts(f"localhost:{workers}"), workers)
-    server.init(slots)
-    try:
+    hosts = ("localhost",) * workers
+    with _serve(hosts) as port:
         yield [
-            {
-                "HOROVOD_RANK": str(slot.rank),
-                "HOROVOD_SIZE": str(slot.size),
-                "HOROVOD_LOCAL_RANK": str(slot.local_rank),
-                "HOROVOD_LOCAL_SIZE": str(slot.local_size),
-                "HOROVOD_CROSS_RANK": str(slot.cross_rank),
-                "HOROVOD_CROSS_SIZE": str(slot.cross_size),
-                "HOROVOD_HOSTNAME": slot.hostname,
-                "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1",
-                "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
-                "HOROVOD_CONTROLLER": "gloo",
-                "HOROVOD_CPU_OPERATIONS": "gloo",
-                "HOROVOD_GLOO_IFACE": "lo" if sys.platform == "linux" else "lo0",
-            }
-            for slot in slots
+            _environment(slot, "127.0.0.1", port, "lo" if sys.platform == "linux" else "lo0")
+            for slot in _slots(hosts)
         ]
+
+
+def describe() -> dict[str, bool]:
+    """Whether "mpi", "gloo" and "nccl" are built into this Horovod.
+
+    Raises:
+        StrategyError: it cannot be imported.
+    """
+    hvd = _import_horovod()
+    return {
+        "mpi": bool(hvd.mpi_built()),
+        "gloo": bool(hvd.gloo_built()),
+        "nccl": bool(hvd.nccl_built()),
+    }
+
+
+def _needs_rendezvous(cluster: Cluster, hvd: Any) -> bool:
+    """True where ranks were started by what connects neither MPI nor Horovod.
+
+    Raises:
+        StrategyError: Gloo is needed and not built in.
+    """
+    if cluster.world_size == 1 or cluster.launcher == "horovodrun":
+        return False
+    controller = os.environ.get("HOROVOD_CONTROLLER", "").lower()
+    if controller == "mpi" or (controller != "gloo" and cluster.mpi and hvd.mpi_built()):
+        return False
+    if not hvd.gloo_built():
+        raise StrategyError(
+            f"{cluster.launcher} does not connect MPI, and this Horovod has no Gloo: start the "
+            "ranks with `srun --mpi=pmix` or mpirun, or build Horovod with Gloo (`make setup`)"
+        )
+    return True
+
+
+@contextlib.contextmanager
+def _rendezvous(cluster: Cluster) -> Iterator[dict[str, str]]:
+    """Environment of this rank, for ranks that a launcher has started on known hosts.
+
+    Rank 0 serves Horovod's own Gloo rendezvous inside the `with` block; the ranks learn its port
+    when they meet.
+
+    Raises:
+        StrategyError: the hosts are not known, or do not reach each other.
+    """
+    chosen, hosts = settings.read(os.environ), cluster.require_hosts()
+    own_host = hosts[cluster.rank]
+    other = next((host for host in hosts if host != own_host), "127.0.0.1")
+    interface = chosen.interface or meeting.interface_towards(other)
+    # Asked on every rank: an interface that one of them lacks is found here.
+    own_address = meeting.address_of(chosen.interface) if chosen.interface else own_host
+    with contextlib.ExitStack() as stack:
+        own = ""
+        if cluster.rank == 0:
+            port = stack.enter_context(_serve(hosts))
+            own = f"{own_address}:{port}"
+        address, _, port_text = meeting.exchange(cluster, own, chosen)[0].rpartition(":")
+        slot = _slots(hosts)[cluster.rank]
+        yield _environment(slot, meeting.resolve(address), int(port_text), interface)
+
+
+@contextlib.contextmanager
+def _serve(hosts: Sequence[str]) -> Iterator[int]:
+    """Serve Horovod's Gloo rendezvous inside the `with` block, on a port that is free; the port."""
+    server = _import_horovod("horovod.runner.http.http_server").RendezvousServer()
+    port: int = server.start()
+    server.init(_slots(hosts))
+    try:
+        yield port
     finally:
         server.stop()
 
 
-def _import_horovod(module: str = "horovod.tensorflow") -> Any:
-    import importlib
+def _slots(hosts: Sequence[str]) -> list[Any]:
+    """Horovod's own description of the place of each rank on `hosts`."""
+    info = _import_horovod("horovod.runner.common.util.hosts").SlotInfo
+    local_ranks = [hosts[:rank].count(host) for rank, host in enumerate(hosts)]
+    slots = []
+    for rank, (host, local_rank) in enumerate(zip(hosts, local_ranks, strict=True)):
+        # "Across" are the ranks with the same local rank, one a host.
+        across = [other for other, local in enumerate(local_ranks) if local == local_rank]
+        place = rank, local_rank, across.index(rank)
+        slots.append(info(host, *place, len(hosts), hosts.count(host), len(across)))
+    return slots
 
+
+def _environment(slot: Any, address: str, port: int, interface: str | None) -> dict[str, str]:
+    """What Horovod's Gloo controller reads. Source: horovod/runner/gloo_run.py."""
+    values = {
+        "HOROVOD_RANK": slot.rank,
+        "HOROVOD_SIZE": slot.size,
+        "HOROVOD_LOCAL_RANK": slot.local_rank,
+        "HOROVOD_LOCAL_SIZE": slot.local_size,
+        "HOROVOD_CROSS_RANK": slot.cross_rank,
+        "HOROVOD_CROSS_SIZE": slot.cross_size,
+        "HOROVOD_HOSTNAME": slot.hostname,
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": port,
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+    }
+    if interface:
+        values["HOROVOD_GLOO_IFACE"] = interface
+        # NCCL's own connections; a user's choice counts.
+        values["NCCL_SOCKET_IFNAME"] = os.environ.get("NCCL_SOCKET_IFNAME", interface)
+    return {name: str(value) for name, value in values.items()}
+
+
+def _import_horovod(module: str = "horovod.tensorflow") -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:

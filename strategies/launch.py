@@ -32,6 +32,11 @@ from strategies.cluster import detect
 POLL_SECONDS = 0.05
 # Time between the polite and the hard signal to ranks that outlive a failed one.
 GRACE_SECONDS = 5.0
+# The same where this process itself is asked to end: ranks then write a checkpoint first.
+SAVE_SECONDS = 25.0
+# Exit codes of ranks that are the whole job's: arguments refused; saved, to be started again
+# (kerass2.interruption).
+REFUSED, TRY_AGAIN = 2, 75
 # Time after the first failure in which others may fail: the first to leave is not always the cause.
 SETTLE_SECONDS = 1.0
 # TensorFlow's tracebacks are long; the line that begins one must still be there.
@@ -71,11 +76,12 @@ def run(command: Sequence[str], *, strategy: str, workers: int) -> int:
     """Run `workers` copies of `command` as the ranks of one job and wait for them.
 
     Rank 0 writes to this process' output as it is, the others with a prefix. When a rank fails,
-    the others are ended within seconds and the failed rank's traceback is printed last.
+    the others are ended within seconds and the failed rank's traceback is printed last. SIGUSR1 is
+    passed on to the ranks, SIGTERM too; after the latter they have SAVE_SECONDS.
 
     Returns:
-        0 if all ranks ended well, 2 if the failed rank refused its arguments, 130 if interrupted,
-        else 1.
+        0 if all ranks ended well, 2 if the failed rank refused its arguments, 75 if it has saved
+        and wants to be started again, 130 if interrupted, else 1.
     """
     if strategy not in STRATEGIES or strategy == "single":
         raise StrategyError(f"strategy {strategy!r} starts no ranks; horovod and multiworker do")
@@ -89,19 +95,30 @@ def run(command: Sequence[str], *, strategy: str, workers: int) -> int:
             _Rank(rank, command, {**os.environ, **environment}, cores[rank])
             for rank, environment in enumerate(environments)
         ]
-        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        grace = GRACE_SECONDS
+        handlers = {
+            signal.SIGTERM: lambda *_: sys.exit(143),
+            signal.SIGUSR1: lambda number, _: _send(ranks, number),
+        }
+        previous = {number: signal.signal(number, new) for number, new in handlers.items()}
         try:
             failed = _wait(ranks)
         except KeyboardInterrupt:
             return 130
+        except SystemExit:
+            grace = SAVE_SECONDS
+            raise
         finally:
-            _end(ranks)
-            signal.signal(signal.SIGTERM, previous)
+            _end(ranks, grace)
+            for number, old in previous.items():
+                signal.signal(number, old)
     if not failed:
         return 0
     cause = _find_cause(failed)
+    if cause.process.returncode == TRY_AGAIN:
+        return TRY_AGAIN
     print(cause.describe_failure(), file=sys.stderr, flush=True)
-    return 2 if cause.process.returncode == 2 else 1
+    return REFUSED if cause.process.returncode == REFUSED else 1
 
 
 class _Rank:
@@ -204,12 +221,17 @@ def _find_cause(failed: Sequence[_Rank]) -> _Rank:
     return min(failed, key=lambda rank: (not rank.was_killed, rank.blames_others))
 
 
-def _end(ranks: Sequence[_Rank]) -> None:
-    """End what still runs, and pass on what is left of the output."""
+def _send(ranks: Sequence[_Rank], number: int) -> None:
+    """Send a signal to the ranks that still run."""
     for rank in ranks:
         if rank.process.poll() is None:
-            rank.process.terminate()
-    deadline = time.monotonic() + GRACE_SECONDS
+            rank.process.send_signal(number)
+
+
+def _end(ranks: Sequence[_Rank], grace: float) -> None:
+    """End what still runs after `grace` [s], and pass on what is left of the output."""
+    _send(ranks, signal.SIGTERM)
+    deadline = time.monotonic() + grace
     for rank in ranks:
         try:
             rank.process.wait(max(0.0, deadline - time.monotonic()))

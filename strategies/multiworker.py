@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from strategies import meeting, settings
 from strategies.base import average_moving_statistics
-from strategies.cluster import Cluster, tf_config
+from strategies.cluster import Cluster
 
 
 class MultiWorkerStrategy:
@@ -27,17 +28,20 @@ class MultiWorkerStrategy:
 
     def __init__(self, cluster: Cluster) -> None:
         """Join the other workers; blocks until all are there."""
-        if cluster.world_size > 1:
-            os.environ.setdefault("TF_CONFIG", tf_config(cluster))
+        chosen = settings.read(os.environ)
+        if cluster.world_size > 1 and "TF_CONFIG" not in os.environ:
+            os.environ["TF_CONFIG"] = _meet(cluster, chosen)
+        if chosen.interface:
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", chosen.interface)
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
         if gpus:
             tf.config.set_visible_devices(gpus[cluster.local_rank % len(gpus)], "GPU")
-        communication = tf.distribute.experimental.CommunicationImplementation
+        collectives = chosen.collectives or ("NCCL" if gpus else "RING")
         self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
             communication_options=tf.distribute.experimental.CommunicationOptions(
-                implementation=communication.NCCL if gpus else communication.RING
+                implementation=tf.distribute.experimental.CommunicationImplementation[collectives]
             )
         )
         self._tf = tf
@@ -105,11 +109,31 @@ def local_environments(workers: int) -> Iterator[list[dict[str, str]]]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    yield [
-        {
-            "TF_CONFIG": json.dumps(
-                {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
-            )
-        }
-        for rank in range(workers)
-    ]
+    yield [{"TF_CONFIG": _tf_config(addresses, rank)} for rank in range(workers)]
+
+
+def _meet(cluster: Cluster, chosen: settings.Settings) -> str:
+    """TF_CONFIG of this rank, for ranks that a launcher has started on known hosts.
+
+    Each takes a port that is free on its host, and they tell each other.
+
+    Raises:
+        StrategyError: the hosts are not known, or do not reach each other.
+    """
+    host = cluster.require_hosts()[cluster.rank]
+    own = meeting.address_of(chosen.interface) if chosen.interface else host
+    with socket.socket() as kept:
+        # Bound until all have met, so that ranks of one host take different ports.
+        kept.bind(("", 0))
+        line = f"{own}:{kept.getsockname()[1]}"
+        addresses = meeting.exchange(cluster, line, chosen)
+    for each in {address.rpartition(":")[0] for address in addresses}:
+        meeting.resolve(each)
+    return _tf_config(addresses, cluster.rank)
+
+
+def _tf_config(addresses: Sequence[str], rank: int) -> str:
+    """tf.distribute's own description of the workers and of this one's place."""
+    return json.dumps(
+        {"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": rank}}
+    )

@@ -19,6 +19,7 @@ FORBIDDEN = {
 }
 COMMANDS = ("kerass2.cli", "kerass2.fit", "kerass2.evaluate", "kerass2.predict", "kerass2.prepare")
 COMMANDS += ("kerass2.report", "kerass2.data", "kerass2.card", "kerass2.models.__main__")
+COMMANDS += ("kerass2.doctor", "kerass2.launch")
 # Each takes 0.1 to 4 s to import: `--help` must answer in 0.5 s.
 HEAVY = {"tensorflow", "keras", "horovod", "tensorflow_io", "rasterio", "rioxarray", "dask"}
 HEAVY |= {"distributed", "lmdb", "pystac"}

@@ -167,7 +167,7 @@ def test_wheel_carries_every_source_and_data_file(wheel: pathlib.Path) -> None:
     data = f"{wheel.name.split('-py3')[0]}.data/data/share/kerass2"
     wanted |= {f"{data}/slurm/{path.name}" for path in (ROOT / "slurm").iterdir()}
     assert sorted(wanted - names) == []
-    assert {"kerass2/py.typed", "kerass2/fit.py", f"{data}/slurm/fit.sbatch"} <= names
+    assert {"kerass2/py.typed", "kerass2/fit.py", f"{data}/slurm/fit_horovod.sbatch"} <= names
     assert {"kerass2/weights/sources.csv", "kerass2/templates/card.md"} <= names
     extra = [name for name in names - wanted if ".dist-info/" not in name]
     assert sorted(extra) == []
@@ -227,7 +227,7 @@ def installed(wheel: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_wheel_runs_from_another_folder(installed: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    assert (installed.parents[1] / "share/kerass2/slurm/fit.sbatch").is_file()
+    assert (installed.parents[1] / "share/kerass2/slurm/fit_horovod.sbatch").is_file()
     check_commands(installed, tmp_path)
 
 

@@ -1,7 +1,7 @@
 """Inside mpirun and horovodrun the environment decides: each process is one rank, none is started.
 
 The real commands, on the real `kerass2.fit`; without a launcher around it, two ranks would be two
-jobs, and two plans on the screen. Slurm's environment: test_cluster.py.
+jobs, and two plans on the screen. Environments: test_cluster.py; a real Slurm: tests/cluster.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from strategies import horovod
 from strategies.base import StrategyError
 from strategies.cluster import Cluster
 
+HERE = pathlib.Path(__file__).parent
 ENVIRONMENT = {
     **os.environ,
     "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -103,22 +104,94 @@ def test_horovod_under_horovodrun(data, tmp_path, horovods_builds):
     fit(horovodrun, "horovod", data, tmp_path / "run")
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_srun_needs_mpi_for_several_ranks_only(monkeypatch, world_size):
-    without_mpi = types.SimpleNamespace(
-        mpi_built=lambda: False,
-        init=lambda: None,
-        rank=lambda: 0,
-        local_rank=lambda: 0,
-        size=lambda: 1,
+def as_srun(strategy: str, nodes: str, tasks: str, **environ: str) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of ranks with the environment that srun gives them."""
+    counts = [int(count) for count in tasks.split(",")]
+    places = [(node, local) for node, count in enumerate(counts) for local in range(count)]
+    processes = []
+    for rank, (node, local) in enumerate(places):
+        srun = {
+            "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_STEP_ID": strategy,
+            "SLURM_STEP_NODELIST": nodes,
+            "SLURM_STEP_NUM_TASKS": str(len(places)),
+            "SLURM_STEP_TASKS_PER_NODE": tasks,
+            "SLURM_PROCID": str(rank),
+            "SLURM_LOCALID": str(local),
+            "SLURM_NODEID": str(node),
+        }
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "meet_rank.py"), strategy],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT | srun | environ,
+        )
+        processes.append(process)
+    ends = [process.communicate(timeout=120) for process in processes]
+    return [(p.returncode, *end) for p, end in zip(processes, ends, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "strategy", [pytest.param("horovod", marks=pytest.mark.horovod), "multiworker"]
+)
+def test_ranks_that_srun_has_started_find_each_other(strategy):
+    """Two "nodes" by two addresses of this machine; Slurm itself: tests/cluster."""
+    if strategy == "horovod":
+        pytest.importorskip("horovod", reason="Horovod is not built here")
+    ends = as_srun(strategy, "127.0.0.[1-2]", "2,1", HOROVOD_CONTROLLER="gloo")
+    assert [code for code, *_ in ends] == [0, 0, 0], ends
+    places = [out.rpartition(":")[0] for _, out, _ in ends]
+    assert places == ["0 of 3, local 0", "1 of 3, local 1", "2 of 3, local 0"]
+    sums = {out.rpartition(": ")[2].strip() for _, out, _ in ends}
+    assert sums == {"6 lo" if strategy == "horovod" else "6"}
+
+
+@pytest.mark.parametrize(
+    "strategy", [pytest.param("horovod", marks=pytest.mark.horovod), "multiworker"]
+)
+def test_an_interface_that_is_not_there_ends_all(strategy):
+    if strategy == "horovod":
+        pytest.importorskip("horovod", reason="Horovod is not built here")
+    ends = as_srun(
+        strategy,
+        "127.0.0.1",
+        "2",
+        HOROVOD_CONTROLLER="gloo",
+        KERASS2_INTERFACE="ib7",
+        KERASS2_START_SECONDS="3",
     )
-    monkeypatch.setattr(horovod, "_import_horovod", lambda: without_mpi)
-    cluster = Cluster("slurm", 0, world_size, 0, world_size)
-    if world_size == 1:
-        assert horovod.HorovodStrategy(cluster).world_size == 1
-    else:
-        with pytest.raises(StrategyError, match="needs a build with MPI"):
-            horovod.HorovodStrategy(cluster)
+    assert [code for code, *_ in ends] == [1, 1]
+    assert ends[0][2].splitlines()[-1].startswith("error: no interface 'ib7' with an IPv4 address")
+
+
+@pytest.mark.parametrize(
+    ("built", "cluster", "controller", "expected"),
+    [
+        ("mpi gloo", Cluster("slurm", 0, 2, 0, 2, mpi=True), "", False),
+        ("mpi gloo", Cluster("slurm", 0, 2, 0, 2), "", True),
+        ("mpi gloo", Cluster("openmpi", 0, 2, 0, 2, mpi=True), "gloo", True),
+        ("gloo", Cluster("openmpi", 0, 2, 0, 2, mpi=True), "", True),
+        ("gloo", Cluster("horovodrun", 0, 2, 0, 2), "", False),
+        ("gloo", Cluster("slurm", 0, 1, 0, 1), "", False),
+        ("mpi", Cluster("slurm", 0, 2, 0, 2), "mpi", False),
+    ],
+)
+def test_which_launchers_need_horovods_rendezvous(
+    monkeypatch, built, cluster, controller, expected
+):
+    monkeypatch.setenv("HOROVOD_CONTROLLER", controller)
+    hvd = types.SimpleNamespace(
+        mpi_built=lambda: "mpi" in built.split(), gloo_built=lambda: "gloo" in built.split()
+    )
+    assert horovod._needs_rendezvous(cluster, hvd) is expected
+
+
+def test_plain_srun_needs_gloo(monkeypatch):
+    monkeypatch.delenv("HOROVOD_CONTROLLER", raising=False)
+    hvd = types.SimpleNamespace(mpi_built=lambda: True, gloo_built=lambda: False)
+    with pytest.raises(StrategyError, match="this Horovod has no Gloo: start the ranks with `srun"):
+        horovod._needs_rendezvous(Cluster("slurm", 0, 2, 0, 2), hvd)
 
 
 def _need(program: str) -> None:

@@ -1,0 +1,2 @@
+# Any machine: the environment that `make setup` has made. Horovod goes over its own Gloo (TCP) under plain srun.
+source "${VENV:-.venv}/bin/activate"

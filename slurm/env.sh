@@ -1,0 +1,7 @@
+# Sourced by the batch files, which are submitted from the folder above. What differs between machines stands in
+# env.SITE.sh: KERASS2_SITE=juwels sbatch ... chooses one; sbatch passes the variable on.
+source "$(dirname "${BASH_SOURCE[0]}")/env.${KERASS2_SITE:-generic}.sh"
+
+export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
+# From Slurm 22.05 on srun does not take --cpus-per-task over from sbatch.
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
