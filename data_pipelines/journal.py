@@ -44,9 +44,7 @@ class Done:
         splits = {
             name: tuple(map(Shard.from_json, shards)) for name, shards in values["splits"].items()
         }
-        return cls(
-            values["number"], splits, values["left_out"], values["failed"], values["notes"]
-        )
+        return cls(values["number"], splits, values["left_out"], values["failed"], values["notes"])
 
 
 def read_entry(folder: pathlib.Path, number: int) -> Done | None:

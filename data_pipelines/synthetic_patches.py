@@ -157,7 +157,9 @@ def _draw_map(classes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
     if not lines.all():
         fields[lines] = -np.inf
     weights = _enlarging(6, size)
-    where: NDArray[np.int64] = (weights @ np.nan_to_num(fields, neginf=-100) @ weights.T).argmax(axis=0)
+    where: NDArray[np.int64] = (weights @ np.nan_to_num(fields, neginf=-100) @ weights.T).argmax(
+        axis=0
+    )
     for number in range(len(classes)):
         y, x = rng.integers(0, size - LEAST + 1, 2)
         if lines[number]:
