@@ -93,7 +93,7 @@ def check(
     main = found[0]
     rows = None if published is None else tables.read_published(published, main.task)
     opened, split = _open(main, data, split, whole)
-    if output is None and not main.is_published and main.file.parent != shipped.FOLDER:
+    if output is None and not main.is_published and not shipped.is_own(main.file):
         output = main.file.parent / workdir.EVALUATION
     if output is not None:
         expected = {"data": str(opened.path), "split": split, "model": main.file.name}
