@@ -106,7 +106,7 @@ def check(
     elif published is not None:
         rows = tables.read_published(published, main.task)
     opened, split = _open(main, data, split, whole)
-    if output is None and not main.is_published and main.file.parent != shipped.FOLDER:
+    if output is None and not main.is_published and not shipped.is_own(main.file):
         output = main.file.parent / workdir.EVALUATION
     if output is not None:
         expected = {"data": str(opened.path), "split": split, "model": main.file.name}

@@ -91,8 +91,8 @@ def build_network(
         model: a super-resolution model of kerass2.models.
         procedure: "lattice": a pixel's value does not depend on windows, and where mean-shift and
             attention act on blocks, half-shifted lattices are blended (models.blending);
-            "dsen2": windows and border of DSen2's own scripts, lattices blended within each; at a
-            window's edge interpolation repeats the last pixel, where theirs mirrors it.
+            "dsen2": windows and border of DSen2's own scripts, each with a lattice of its own, not
+            blended; at its edge interpolation repeats the last pixel, where theirs mirrors it.
         precision: "float32" or "bfloat16" of the inner layers; None: the model's own.
         window: edge of a window with its border [px], for "dsen2" and for models that see a whole
             window at once.
@@ -116,8 +116,6 @@ def build_network(
         size, border = window or own[0], own[1] if border is None else border
         place = _dsen2_pieces(size, border, math.lcm(*ratios.values()))
         network, step = model, size - 2 * border
-        if (described["block"] or size) < size:
-            network = blending.blend(model)
     elif cropping.has_lattice(model):
         cropped = cropping.crop(blending.blend(model), ratios)
         network, step, flops = cropped.model, cropped.step, cropped.flops

@@ -240,7 +240,7 @@ def _complete(
         from kerass2 import preview
 
         try:
-            preview.write(made[target.picture], plan, raw.vrt)
+            preview.write(made[target.picture], plan, raw.vrt, target.path)
         except OSError as error:
             why = error.strerror or error
             raise DataError(f"{target.picture}: cannot be written: {why}") from error
@@ -273,7 +273,7 @@ def _remove_stale(target: Target) -> None:
 
     if not target.stac and stac_item.is_item_of(target.item, target.path):
         target.item.unlink()
-    if not target.preview and preview.is_ours(target.picture):
+    if not target.preview and preview.is_picture_of(target.picture, target.path):
         target.picture.unlink()
 
 

@@ -55,9 +55,9 @@ def predict_granule(
             model's mean-shift or attention has no blocks.
 
     Returns:
-        One (y, x) variable a band, uint16 DN at 10 m: 0 where any band that the model reads has no
-        data, 65535 where the band itself is saturated, else 1 to 65534; reflectance is
-        (DN + offset) / quantification, both attributes. See lazy.build_dataset.
+        One (y, x) variable a band, uint16 DN at 10 m: of sharpened bands 0 where any band that the
+        model reads has no data; 65535 where the band itself is saturated, else 1 to 65534;
+        reflectance is (DN + offset) / quantification, both attributes. See lazy.build_dataset.
 
     Raises:
         DataError: the granule lacks what the model takes, or no weights for it come with the
@@ -191,10 +191,10 @@ def main(
 
     INPUT is a Sentinel-2 product (.SAFE, .zip, MTD_*.xml), a STAC item, a folder of one GeoTIFF or
     JPEG 2000 a band or of gsd10.tif, gsd20.tif, gsd60.tif, a BigEarthNet patch or a .npz scene; the
-    output has the DN of the input, offset and all, and no data where a band that the model reads
-    has none. The words sample and synthetic mean the real sample's area and a made-up granule.
-    Inputs that fail are named at the end (exit code 1); the others are written. With --strategy
-    horovod or multiworker ranks share the windows.
+    output has the DN of the input, offset and all, and in sharpened bands no data where a band that
+    the model reads has none. The words sample and synthetic mean the real sample's area and a
+    made-up granule. Inputs that fail are named at the end (exit code 1); the others are written.
+    With --strategy horovod or multiworker ranks share the windows.
     """
     from kerass2 import predict_job
 

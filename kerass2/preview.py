@@ -25,13 +25,14 @@ DPI = 130
 SOFTWARE = "kerass2.predict"
 
 
-def write(path: pathlib.Path, plan: Plan, pixels: pathlib.Path) -> None:
+def write(path: pathlib.Path, plan: Plan, pixels: pathlib.Path, output: pathlib.Path) -> None:
     """Draw an output as a PNG.
 
     Args:
         path: the file.
         plan: what was made.
         pixels: what GDAL reads the output from; read at reduced size, so memory is bounded.
+        output: what the output is called, noted in the file.
     """
     import rasterio
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -61,17 +62,24 @@ def write(path: pathlib.Path, plan: Plan, pixels: pathlib.Path) -> None:
         axes.set_title(title, fontsize=8)
         axes.set_axis_off()
     figure.tight_layout()
-    figure.savefig(path, facecolor="white", metadata={"Software": SOFTWARE})
+    notes = {"Software": SOFTWARE, "Comment": _of(output)}
+    figure.savefig(path, facecolor="white", metadata=notes)
 
 
-def is_ours(path: pathlib.Path) -> bool:
-    """Whether a file is a picture that `write` has drawn."""
+def _of(output: pathlib.Path) -> str:
+    """What a picture says of its output, in ASCII as a PNG's comments want it."""
+    return f"of {output.name!a}"
+
+
+def is_picture_of(path: pathlib.Path, output: pathlib.Path) -> bool:
+    """Whether a file is a picture that `write` has drawn of this output."""
     try:
         with path.open("rb") as file:
             start = file.read(1024)
     except OSError:
         return False
-    return start.startswith(b"\x89PNG") and SOFTWARE.encode() in start
+    notes = SOFTWARE.encode() in start and _of(output).encode() in start
+    return notes and start.startswith(b"\x89PNG")
 
 
 def choose_colours(bands: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:

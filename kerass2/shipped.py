@@ -76,9 +76,14 @@ def by_name(path: str | pathlib.Path) -> pathlib.Path | None:
     return FOLDER / f"{path}.keras" if known else None
 
 
+def is_own(path: pathlib.Path) -> bool:
+    """Whether a file is one of the package's own models."""
+    return path.resolve().parent == FOLDER.resolve()
+
+
 def say_which(models: Sequence[pathlib.Path]) -> tuple[str, ...]:
     """A line about the models of the package among some; none where there are none."""
-    own = ", ".join(path.stem for path in models if path.parent == FOLDER)
+    own = ", ".join(path.stem for path in models if is_own(path))
     return (f"weights: {own}, which come with kerass2",) if own else ()
 
 

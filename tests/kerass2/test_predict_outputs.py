@@ -353,6 +353,10 @@ def test_what_stood_beside_a_replaced_output_goes_with_it(
     picture.write_bytes(b"a drawing")
     assert run(*command, "--overwrite")[0] == 0
     assert len(list(tmp_path.iterdir())) == 3
+    zarr = (*command[:3], tmp_path / "out.zarr", *command[4:])
+    assert run(*zarr, "--preview", "--overwrite")[0] == 0
+    assert run(*command, "--overwrite")[0] == 0
+    assert picture.read_bytes().startswith(b"\x89PNG"), "the other output's"
 
 
 def test_bicubic_equals_interpolation_of_the_dn(
