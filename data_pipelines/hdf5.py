@@ -3,7 +3,7 @@
 Ordinary HDF5 files (1.10 and later), uncompressed: data_10m, data_20m, data_60m, data_super (12
 bands at 10 m), classes, patch_id; bands, units and the spec as attributes. `train.h5` beside the
 shards shows them as one file to any program. Our reader asks the library where the chunks lie and
-reads them itself; so may every rank of an MPI program, with or without HDF5's own MPI driver.
+reads them itself, in every rank of an MPI program too. One file by HDF5's MPI driver: hdf5_joined.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class ShardWriter:
                 chunks=(CHUNK, *tensor.shape),
                 dtype=record.stored_type(tensor),
             )
-            _describe(dataset, tensor)
-        _describe_file(self._file, spec)
+            describe(dataset, tensor)
+        describe_file(self._file, spec)
 
     def size(self, patch_id: str) -> int:
         """Bytes that one more record would take, without the format's own."""
@@ -196,9 +196,9 @@ def _write_master(
     with h5py.File(folder / name, "x", libver=VERSION) as file:
         for key, tensor in record.features(spec):
             dtype = record.stored_type(tensor)
-            _describe(_add_virtual(file, dataset_name(key), tensor.shape, dtype, parts), tensor)
+            describe(_add_virtual(file, dataset_name(key), tensor.shape, dtype, parts), tensor)
         _add_virtual(file, "patch_id", (), h5py.string_dtype(length=width), parts)
-        _describe_file(file, spec)
+        describe_file(file, spec)
 
 
 def _add_virtual(
@@ -228,7 +228,7 @@ def _add_virtual(
     return file[name]
 
 
-def _describe(dataset: Any, tensor: TensorSpec) -> None:
+def describe(dataset: Any, tensor: TensorSpec) -> None:
     """Attributes of one array."""
     dataset.attrs["bands"] = list(tensor.bands)
     dataset.attrs["gsd"] = tensor.gsd
@@ -236,7 +236,7 @@ def _describe(dataset: Any, tensor: TensorSpec) -> None:
     dataset.attrs["unit"] = tensor.unit
 
 
-def _describe_file(file: Any, spec: DatasetSpec) -> None:
+def describe_file(file: Any, spec: DatasetSpec) -> None:
     """Attributes of the file: what a program needs that does not read our manifest."""
     file.attrs["task"] = spec.task
     file.attrs["spec"] = json.dumps(spec.to_json())

@@ -15,6 +15,7 @@ from kerass2 import inputs, report
 from kerass2 import workdir as folder
 
 COLUMNS = ("scenes", "level", "use", "licence", "attribution", "source")
+LEVELS = ("L1C", "L2A")
 TRAINING, EVALUATION = "training", "evaluation"
 # What an RMSE is set against: the strongest interpolation.
 REFERENCE = "cubic_spline"
@@ -53,10 +54,11 @@ def read_sources(path: pathlib.Path) -> list[Scene]:
         raise DataError(f"{path}: columns {','.join(header) or 'none'}; expected {COLUMNS}")
     rows = []
     for number, line in enumerate(lines, 2):
-        if len(line) != len(COLUMNS) or line[2] not in (TRAINING, EVALUATION):
+        allowed = {1: LEVELS, 2: (TRAINING, EVALUATION)}
+        if len(line) != len(COLUMNS) or any(line[i] not in known for i, known in allowed.items()):
             raise DataError(
                 f"{path}, line {number}: {','.join(line)}; expected {len(COLUMNS)} cells, the "
-                f"third of them {TRAINING} or {EVALUATION}"
+                f"second {' or '.join(LEVELS)}, the third {TRAINING} or {EVALUATION}"
             )
         rows.append(Scene(*line))
     return rows
@@ -186,7 +188,8 @@ def without_folders(command: str) -> str:
 
 
 def _last(word: str) -> str:
-    return pathlib.PurePath(word).name if word.startswith("/") else word
+    option, equals, value = word.rpartition("=")
+    return option + equals + pathlib.PurePath(value).name if value.startswith("/") else word
 
 
 def _prepare_command(data: inputs.Data) -> str:

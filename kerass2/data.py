@@ -1,9 +1,10 @@
-"""`python -m kerass2.data info|verify|convert|show`: look at a data set, check it, copy it."""
+"""`python -m kerass2.data info|verify|convert|join|show`: look at a data set, check it, copy it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -228,6 +229,27 @@ def _check_same(
                     f"{folder / shard.name}, record {number}: CRC of record {found}, expected "
                     f"{expected:08x} by manifest.json ({split})"
                 )
+
+
+@main.command(**_HELP)
+@click.argument("source", metavar="SRC", type=_PATH)
+@click.option("-o", "--output", required=True, type=_PATH, help="HDF5 file to make.")
+@click.option("--split", type=click.Choice(SPLITS), default=SPLITS[0], show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there already.")
+def join(source: pathlib.Path, output: pathlib.Path, split: str, overwrite: bool) -> None:
+    """Copy a split of the data set SRC into one HDF5 file.
+
+    Under mpirun or srun all processes write it together, if h5py is built with MPI.
+    """
+    from data_pipelines import hdf5_joined
+    from strategies import cluster
+
+    found = cluster.detect(os.environ)
+    total = hdf5_joined.join(
+        source, split, output, world_size=found.world_size, overwrite=overwrite
+    )
+    if found.rank == 0:
+        click.echo(f"wrote {output}: {total:,} records of {source}, split {split}")
 
 
 @contextlib.contextmanager

@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# How far into a gap it is filled [px of 10 m]; whole pixels of every GSD. What lies deeper stays 0.
+# How far into a gap it is filled [px of 10 m]; whole pixels of every GSD, and past a block of
+# 32 px, the mean of which a network may subtract. What lies deeper stays 0.
 # Windows are read with as much more on each side, so that no value depends on the window.
-REACH = 12
+REACH = 36
 
 
 def fill(reflectance: NDArray[np.float32], ratio: int) -> None:
@@ -40,20 +41,20 @@ def _around(flags: NDArray[np.bool_]) -> slice:
 
 
 def _fill_band(image: NDArray[np.float32], missing: NDArray[np.bool_], steps: int) -> None:
+    """Ring after ring: only pixels beside those known since the last are looked at."""
+    values, unknown = np.pad(image, 1), np.pad(missing, 1)
+    flat, open_, width = values.reshape(-1), unknown.reshape(-1), values.shape[1]
+    around = np.array([y * width + x for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x])
+    # Beyond the image there is nothing: neither unknown nor known.
+    known = np.pad(~missing, 1).reshape(-1)
+    ring = np.flatnonzero(open_)
+    ring = ring[known[ring[:, None] + around].any(axis=1)]
     for _ in range(steps):
-        known = ~missing
-        counts = _sums_of_nine(known.astype(np.float32))
-        new = missing & (counts > 0)
-        if not new.any():
-            return
-        sums = _sums_of_nine(np.where(known, image, np.float32(0)))
-        image[new] = sums[new] / counts[new]
-        missing = missing & ~new
-
-
-def _sums_of_nine(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sum of each pixel and its eight neighbours, in one order wherever the image is cut."""
-    padded = np.pad(image, 1)
-    across = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
-    total: NDArray[np.float32] = across[:-2] + across[1:-1] + across[2:]
-    return total
+        if not len(ring):
+            break
+        beside = ring[:, None] + around
+        seen = known[beside]
+        flat[ring] = np.where(seen, flat[beside], np.float32(0)).sum(1) / seen.sum(1)
+        known[ring], open_[ring] = True, False
+        ring = np.unique(beside[open_[beside]])
+    image[...] = values[1:-1, 1:-1]

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from strategies.base import Strategy
 
 TASKS = {"superres_20m": 20, "superres_60m": 60}
+# Counts up when the same model gives other pixels: windows made before are not gone on with.
+PIXELS = 2
 SUFFIXES = {".tif": ("COG", "GTiff"), ".tiff": ("COG", "GTiff"), ".zarr": ("Zarr",)}
 
 
@@ -75,7 +77,8 @@ class Job:
         names = ("procedure", "precision", "window", "border")
         files = [method.file for method in self.models]
         models = {str(path): f"{zlib.crc32(path.read_bytes()):08x}" for path in files}
-        return {"models": models or "bicubic", **{name: self.options[name] for name in names}}
+        chosen = {name: self.options[name] for name in names}
+        return {"models": models or "bicubic", "pixels": PIXELS, **chosen}
 
 
 def check(arguments: Sequence[pathlib.Path], **options: Any) -> Job:

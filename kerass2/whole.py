@@ -147,7 +147,8 @@ def _score_scene(
         if method in predicts:
             predicted = predicts[method](scene)
         else:
-            predicted = methods.interpolate(method, _reflectance(coarse), scores.scale)[0]
+            given = _filled(coarse, scores.scale)[None]
+            predicted = methods.interpolate(method, given, scores.scale)[0]
         for sums in _strip_sums(predicted, scene, coarse, scores.scale):
             scores.add(method, scores.find_scene(scene.name), sums)
 
@@ -207,7 +208,9 @@ def _compile(model: keras.Model, view: str) -> Callable[[Scene], NDArray[np.floa
     described = models.describe(model)
 
     def at_once(scene: Scene) -> NDArray[np.float32]:
-        given = {name: _reflectance(scene.cubes[name]) for name in described["inputs"]}
+        width = scene.valid.shape[1]
+        cubes = {name: scene.cubes[name] for name in described["inputs"]}
+        given = {n: _filled(cube, width // cube.shape[2])[None] for n, cube in cubes.items()}
         # Not compiled: each scene of another size would be compiled anew.
         predicted = model(given, training=False)[described["target"]]
         return np.asarray(keras.ops.convert_to_numpy(predicted)[0])
@@ -227,16 +230,17 @@ def _by_windows(network: networks.Network, scene: Scene) -> NDArray[np.float32]:
             seen, cube = union.coarser(ratio), scene.cubes[name]
             rows = tiling.mirrored(seen.y, seen.y + seen.height, cube.shape[1])
             columns = tiling.mirrored(seen.x, seen.x + seen.width, cube.shape[2])
-            given[name] = _reflectance(cube[:, rows[:, None], columns])[0]
-            gaps.fill(given[name], ratio)
+            given[name] = _filled(cube[:, rows[:, None], columns], ratio)
         pieces = network.place(region, shape)
         out[region.slices] = networks.predict_region(network, given, union, pieces, region)
     return out
 
 
-def _reflectance(cube: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """(1, y, x, band) of (band, y, x) DN."""
-    return np.moveaxis(cube, 0, -1)[None] / np.float32(QUANTIFICATION)
+def _filled(cube: NDArray[np.uint16], ratio: int) -> NDArray[np.float32]:
+    """(y, x, band) reflectance of (band, y, x) DN, near the edges of gaps too; see kerass2.gaps."""
+    reflectance = np.moveaxis(cube, 0, -1) / np.float32(QUANTIFICATION)
+    gaps.fill(reflectance, ratio)
+    return reflectance
 
 
 def _strip_sums(

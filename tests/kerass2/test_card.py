@@ -211,6 +211,20 @@ def test_what_does_not_fit_is_refused(
         card.build_card(copy / "model.keras", sources=sources, machine="m")
 
 
+def test_commands_on_cards_have_no_folders() -> None:
+    command = "kerass2 fit --data=/home/u/tiles --workdir /w/a --set run.steps=2 data/here"
+    expected = "kerass2 fit --data=tiles --workdir a --set run.steps=2 data/here"
+    assert card_records.without_folders(command) == expected
+
+
+@pytest.mark.parametrize("cells", ["L1B,training", "L1C,sale"])
+def test_levels_and_uses_of_scenes_are_those_known(tmp_path: pathlib.Path, cells: str) -> None:
+    table = tmp_path / "sources.csv"
+    table.write_text(f"{','.join(card_records.COLUMNS)}\nS2A*,{cells},CC0,x,y\n")
+    with pytest.raises(DataError, match=rf"sources.csv, line 2: S2A\*,{cells}.*L1C or L2A"):
+        card_records.read_sources(table)
+
+
 @pytest.mark.shared_data
 def test_every_scene_has_a_row_and_no_licence_is_passed_over(shared_data: pathlib.Path) -> None:
     """The package's table against what the scenes' own files say."""
