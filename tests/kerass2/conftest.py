@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import os
 import pathlib
@@ -33,6 +34,28 @@ def run_command() -> Run:
             timeout=300,
             env={**os.environ, **environment},
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_on_backend() -> Callable[..., None]:
+    """Run a program under another Keras backend, which it gets as its last argument.
+
+    Skips where that is not installed; fails where the program does.
+    """
+
+    def run(backend: str, program: str, *arguments: object) -> None:
+        if importlib.util.find_spec(backend) is None:
+            pytest.skip(f"{backend} is not installed (pip install kerass2[{backend}])")
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments), backend],
+            env={**os.environ, "KERAS_BACKEND": backend},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
 
     return run
 

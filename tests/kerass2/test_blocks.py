@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import pathlib
-import subprocess
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -162,17 +159,10 @@ with np.load(sys.argv[1]) as file:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_other_backends_agree(tmp_path: pathlib.Path, backend: str) -> None:
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed (pip install kerass2[{backend}])")
+def test_other_backends_agree(
+    tmp_path: pathlib.Path, backend: str, run_on_backend: Callable[..., None]
+) -> None:
     x, mean, attention = pixels(19, 11), layer_of("mean", 8), layer_of("attention", 8)
     weights = {f"w{i}": value for i, value in enumerate(attention.get_weights())}
     np.savez(tmp_path / "data.npz", x=x, mean=mean(x), attention=attention(x), **weights)
-    done = subprocess.run(
-        [sys.executable, "-c", OTHER_BACKEND, str(tmp_path / "data.npz"), backend],
-        env={**os.environ, "KERAS_BACKEND": backend},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_backend(backend, OTHER_BACKEND, tmp_path / "data.npz")
