@@ -24,7 +24,7 @@ _ROUNDING = int.from_bytes(b"repeat", "little")
 def read_labels(
     source: Source, target: str = "labels", *, first: int = 0, step: int = 1, piece: int = 256
 ) -> NDArray[np.uint8]:
-    """Labels of a split (patch, class), read piece by piece.
+    """Labels of a split (patch, class), read piece by piece; no pixels where the source can that.
 
     Args:
         source: the split.
@@ -36,10 +36,11 @@ def read_labels(
     Raises:
         DataError: a damaged record.
     """
+    read = getattr(source, "read_targets", lambda rows: source.read(rows)["targets"])
     found = np.zeros((len(source), *source.spec.targets[target].shape), np.uint8)
     for start in range(first * piece, len(source), step * piece):
         rows = np.arange(start, min(start + piece, len(source)))
-        found[rows] = source.read(rows)["targets"][target]
+        found[rows] = read(rows)[target]
     return found
 
 
