@@ -92,7 +92,7 @@ def main(
             options = list(rule_settings(rule, size, sizes[0], rate, patches))
             chosen = [f"--set={setting}" for setting in (*settings, *options)]
             command = [experiment, *given, "--steps", str(patches // size), *chosen]
-            found = summarise(*_fit(command))
+            found = summarise(*fit(command))
             what: dict[str, Any] = {"experiment": experiment, "settings": settings}
             what |= {"data": data or "sample", "rule": rule, "batch": size, "rate": rate}
             what["k"] = size / sizes[0]
@@ -120,7 +120,7 @@ def rule_settings(
             yield f"optimizer.schedule_options.warmup_steps={max(1, steps // 10)}"
 
 
-def _fit(arguments: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
+def fit(arguments: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
     """Lines of log.jsonl of a training, and its error: "" where it came to its end.
 
     Raises:

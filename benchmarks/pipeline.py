@@ -5,6 +5,8 @@
               graph, and against one GeoTIFF a band and patch
   sequential  an HDF5 data set from first to last, by our reader against tensorflow-io
   prepare     two whole JP2 products, by 2 processes against 1, with the memory of all processes
+  labels      augmented batches of a made-up BigEarthNet, native and upsampled, against the steps of
+              ResNet-50
   memory      the peak of writing and reading each format, with 10 times the patches against once
 
 Ratios are of measurements that take turns in one run. Reading and memory run in processes of their
@@ -18,9 +20,9 @@ import tempfile
 
 import click
 
-from benchmarks import pipeline_cutting, pipeline_memory, pipeline_reading
+from benchmarks import pipeline_cutting, pipeline_labels, pipeline_memory, pipeline_reading
 
-PARTS = ("cutting", "reading", "sequential", "prepare", "memory")
+PARTS = ("cutting", "reading", "sequential", "labels", "prepare", "memory")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,6 +60,20 @@ PARTS = ("cutting", "reading", "sequential", "prepare", "memory")
     help="Patches of the smaller data set in `memory`; 3000 fill a shard.",
 )
 @click.option(
+    "--patches",
+    default=1200,
+    type=click.IntRange(min=6),
+    show_default=True,
+    help="Of the archive in `labels`.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="As in kerass2.fit, for the model in `labels`.",
+)
+@click.option(
     "--folder",
     type=click.Path(path_type=pathlib.Path),
     help="Where the made-up data lie, kept for the next run; default: a temporary folder.",
@@ -78,6 +94,8 @@ def main(
     rounds: int,
     seconds: float,
     count: int,
+    patches: int,
+    settings: tuple[str, ...],
     folder: pathlib.Path | None,
     output: pathlib.Path,
 ) -> None:
@@ -95,6 +113,9 @@ def main(
                 pipeline_reading.measure_shuffled(root, size, options, output)
             elif part == "sequential":
                 pipeline_reading.measure_sequential(root, size, batch, rounds, output)
+            elif part == "labels":
+                options = {"batch": batch, "rounds": rounds, "seconds": seconds}
+                pipeline_labels.measure(root, patches, options, output, settings)
             elif part == "prepare":
                 pipeline_memory.measure_prepare(root, tile, output)
             else:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,9 @@ def read(case: dict[str, Any]) -> None:
             world_size=case["world_size"],
             start_step=0,
             stop_step=10**6,
+            augment=case.get("augment", ()),
         )
-        iterators[name] = iter(dataset)
+        iterators[name] = iter(_enlarge(dataset) if name in case.get("enlarged", ()) else dataset)
     rates: dict[str, list[float]] = {name: [] for name in iterators}
     local = case["batch"] // case["world_size"]
     for _ in range(case["rounds"]):
@@ -49,6 +51,18 @@ def read(case: dict[str, Any]) -> None:
             # What this one reads ahead must not be read in the next one's turn.
             time.sleep(1.2 * datasets.STEPS_AHEAD * local / rates[name][-1])
     pathlib.Path(case["output"]).write_text(json.dumps(rates))
+
+
+def _enlarge(dataset: Any) -> Iterator[Any]:
+    """Its batches, each taken through the part of a classifier that brings bands to 10 m."""
+    import keras
+    import tensorflow as tf
+
+    from kerass2.models import labels
+
+    model = keras.Model(*labels.open_inputs("native", "all"))
+    enlarge = tf.function(lambda inputs: model(inputs))
+    return (enlarge(batch["inputs"]) for batch in dataset)
 
 
 def _open(name: str, case: dict[str, Any]) -> Any:

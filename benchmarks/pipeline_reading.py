@@ -29,7 +29,7 @@ def measure_shuffled(
         readers = [name for name in READERS if name in case["sources"]]
         for ranks in (1, 2):
             request = {**case, **options, "readers": readers}
-            rates = _sum_of_ranks(request, ranks)
+            rates = sum_of_ranks(request, ranks)
             megabytes = case["bytes"] / 1e6
             for name in readers:
                 what = {"task": task, "ranks": ranks, "batch": options["batch"], "source": name}
@@ -47,7 +47,7 @@ def measure_shuffled(
                 )
 
 
-def _sum_of_ranks(request: dict[str, Any], ranks: int) -> dict[str, list[float]]:
+def sum_of_ranks(request: dict[str, Any], ranks: int) -> dict[str, list[float]]:
     """Patches a second of all ranks together, by source; ranks are processes that run at once."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [pathlib.Path(folder) / f"{rank}.json" for rank in range(ranks)]

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -34,6 +34,9 @@ REASONS = (SNOW, CLOUD, UNKNOWN, NO_SPLIT, NO_CLASS, EMPTY, FAILED)
 # Shares of a split at random: those of v1's official one.
 FRACTIONS = (0.52, 0.24, 0.24)
 SEASONS = ("winter", "spring", "summer", "autumn")
+# What --split takes beside words and paths; how names of v2 end, after their tile.
+_SEEDED = re.compile(r"(?P<kind>random|tiles):(?P<seed>[0-9]+)")
+_TILE = re.compile(r"_T\d\d[A-Z]{3}_\d+_\d+$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,19 +51,27 @@ class Choice:
     """Names that have a split but are not in the archive."""
 
 
-def choose(names: Sequence[str], lists: Lists, how: str = "official") -> Choice:
-    """Decide by names and lists alone; no pixel is read.
+def choose(
+    names: Sequence[str],
+    lists: Lists,
+    how: str = "official",
+    find_tile: Callable[[str], str | None] = lambda name: None,
+) -> Choice:
+    """Decide by names, lists and tiles; no pixel is read.
 
     Args:
         names: all patches of the archive.
         lists: what is known of them.
         how: "official" (that of the lists), "random:SEED" (each patch by itself), "tiles:SEED"
-            (whole tiles, in v1 whole products, so that no place is in two splits), or a path: see
-            bigearthnet_lists.read_splits.
+            (whole tiles, so that no place is in two splits, but for the rims of 10 km where
+            neighbouring tiles overlap), or a path: see bigearthnet_lists.read_splits.
+        find_tile: tile of a patch whose name has none, as in v1; asked for "tiles" only.
 
     Raises:
-        DataError: no such split, or none of the patches has one.
+        DataError: no such split, lists of another version, a patch whose tile is not known, or none
+            of the patches has a split.
     """
+    _check_version(names, lists)
     left_out: dict[str, str] = {}
     usable = []
     for name in names:
@@ -72,7 +83,7 @@ def choose(names: Sequence[str], lists: Lists, how: str = "official") -> Choice:
             left_out[name] = UNKNOWN
         else:
             usable.append(name)
-    given = _find_splits(usable, lists, how)
+    given = _find_splits(usable, lists, how, find_tile)
     splits: dict[str, list[str]] = {name: [] for name in SPLITS}
     for name in usable:
         if name in given:
@@ -101,16 +112,34 @@ def season(name: str) -> str:
     return SEASONS[int(date[2]) % 12 // 3] if date else "unknown"
 
 
-def _find_splits(names: Sequence[str], lists: Lists, how: str) -> Mapping[str, str]:
+def _check_version(names: Sequence[str], lists: Lists) -> None:
+    """Refuse lists of the other version of the archive, which would exclude nothing."""
+    if not names:
+        return
+    mine = _TILE.search(names[0]) is not None
+    for group in (lists.splits, lists.snow, lists.cloud, lists.labels):
+        first = next(iter(group), None)
+        if first is not None and (_TILE.search(first) is not None) != mine:
+            raise DataError(
+                f"{', '.join(lists.files)}: lists of another version: they name {first}, the "
+                f"archive holds {names[0]}"
+            )
+
+
+def _find_splits(
+    names: Sequence[str], lists: Lists, how: str, find_tile: Callable[[str], str | None]
+) -> Mapping[str, str]:
     """Name -> split."""
-    kind, _, seed = how.partition(":")
-    if kind in ("random", "tiles") and seed.lstrip("-").isdigit():
-        return _by_hash(names, int(seed)) if kind == "random" else _by_tile(names, int(seed))
+    if match := _SEEDED.fullmatch(how):
+        seed = int(match["seed"])
+        if match["kind"] == "random":
+            return _by_hash(names, seed)
+        return _by_tile(names, seed, find_tile)
     if how != "official":
         if not pathlib.Path(how).exists():
             raise DataError(
-                f"--split {how}: expected official, random:SEED, tiles:SEED, or a file or folder "
-                "of splits that exists"
+                f"--split {how}: expected official, random:SEED or tiles:SEED (a whole number of "
+                "at least 0), or a file or folder of splits that exists"
             )
         return bigearthnet_lists.read_splits(pathlib.Path(how)).splits
     if not lists.splits:
@@ -133,12 +162,25 @@ def _by_hash(names: Sequence[str], seed: int) -> dict[str, str]:
     return found
 
 
-def _by_tile(names: Sequence[str], seed: int) -> dict[str, str]:
-    """Whole tiles, each to the split whose share is least filled."""
+def _by_tile(
+    names: Sequence[str], seed: int, find_tile: Callable[[str], str | None]
+) -> dict[str, str]:
+    """Whole tiles, each to the split whose share is least filled.
+
+    Of all dates: a product of v1 is no place, for another one shows the same ground.
+
+    Raises:
+        DataError: the tile of a patch is not known.
+    """
     places = []
     for name in names:
-        product, tile, _ = parse_name(name)
-        places.append(tile or product)
+        tile = parse_name(name)[1] or find_tile(name)
+        if tile is None:
+            raise DataError(
+                f"{name}: of which tile is not known; --split tiles:{seed} expects it in the name "
+                "(v2) or as tile_source in the labels (v1)"
+            )
+        places.append(tile)
     unique, number = np.unique(np.array(places, dtype=str), return_inverse=True)
     weights = np.bincount(number, minlength=len(unique))
     order = np.random.default_rng(seed).permutation(len(unique))

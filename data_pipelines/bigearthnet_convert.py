@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from data_pipelines import (
+    bigearthnet,
     bigearthnet_choice,
     bigearthnet_lists,
     bigearthnet_patches,
@@ -109,7 +110,12 @@ def convert_archive(
     num_classes = num_classes or (19 if known.labels else 43)
     known_labels = set(itertools.chain.from_iterable(known.labels.values()))
     nomenclature.check_names(known_labels, num_classes, known.files[0] if known.files else "")
-    choice = bigearthnet_choice.choose(list(places), known, split)
+    choice = bigearthnet_choice.choose(
+        list(places),
+        known,
+        split,
+        lambda name: bigearthnet.tile_from_json(pathlib.Path(places[name]), name),
+    )
     facts = {
         **(provenance or {}),
         "num_classes": num_classes,

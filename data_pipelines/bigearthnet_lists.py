@@ -52,16 +52,19 @@ class Lists:
 
 
 def find_lists(folders: Sequence[pathlib.Path]) -> Lists:
-    """Lists and tables of the first of the folders that holds any.
+    """Lists and tables of the one folder that holds any; empty where none does.
 
     Raises:
-        DataError: one of them is damaged, or contradicts another.
+        DataError: one of them is damaged or contradicts another, or two folders hold some: which of
+            them are meant is for the user to say.
     """
-    for folder in folders:
-        found = read_folder(folder)
-        if found.files:
-            return found
-    return Lists()
+    found = [lists for lists in map(read_folder, folders) if lists.files]
+    if len(found) > 1:
+        first, second = (lists.files[0] for lists in found[:2])
+        raise DataError(
+            f"lists in two places, such as {first} and {second}; expected one, or --lists FOLDER"
+        )
+    return found[0] if found else Lists()
 
 
 def read_folder(folder: pathlib.Path) -> Lists:

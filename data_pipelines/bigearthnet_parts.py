@@ -159,9 +159,11 @@ def _read(job: Job, patch: Patch) -> dict[str, Any] | str:
         return NO_CLASS
     if not any(image.any() for image in images.values()):
         return EMPTY
-    inputs: Any = (
-        images if job.upsample is None else {"bands": job.upsample(images, patch.place, patch.name)}
-    )
+    inputs: Any = images
+    if job.upsample is not None:
+        inputs = {"bands": job.upsample(images, patch.place, patch.name)}
+        if not inputs["bands"].any():  # an upsampled tile that ends before the patch
+            return EMPTY
     return {"inputs": inputs, "targets": {"labels": row}, "patch_id": patch.name}
 
 

@@ -169,6 +169,12 @@ class Layout:
             return None
         return bytes(gaps[begin:end])
 
+    def find_start(self, key: str, spec: DatasetSpec) -> int:
+        """First byte of an array, counted from the record's."""
+        number, sizes = self.keys.index(key), dict(features(spec))
+        before = sum(sizes[other].num_bytes for other in self.keys[:number])
+        return before + sum(self.gaps[: number + 1])
+
 
 def find_layout(num_bytes: int, spec: DatasetSpec) -> Layout | None:
     """The layout of records of that many bytes with their frame; None where `encode` makes none."""

@@ -19,7 +19,7 @@ import json
 import mmap
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -214,6 +214,18 @@ class Reader:
                 names[row] = shard.keys[entry]
         return rows, names
 
+    def read_some(
+        self, positions: NDArray[np.int64], keys: Collection[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Some arrays, stacked in the order asked for; nothing else is read."""
+        rows = record.empty_rows(len(positions), self._spec, keys)
+        for number, run, numbers in record.runs(positions, self._counts):
+            shard, path = self._shards[number], self._paths[number]
+            layout, file = self._layout(number), self._open(path)
+            for row, entry in zip(run.tolist(), numbers.tolist(), strict=True):
+                layout.read_some(file, shard.offsets[entry], rows, row, f"{path}, record {entry}")
+        return rows
+
 
 class _Layout:
     """Where the arrays of an example lie in a value; alike in all values of a shard."""
@@ -249,6 +261,21 @@ class _Layout:
             raise ValueError(f"{name} lies from byte {start} to {end}")
         start += len(self._head)
         self._parts.append((key, slice(None) if band is None else band, dtype, shape, start))
+
+    def read_some(
+        self,
+        file: Descriptor,
+        offset: int,
+        rows: dict[str, NDArray[Any]],
+        row: int,
+        where: str,
+    ) -> None:
+        """Put the arrays that `rows` has, of the value at `offset`, into rows[key][row]."""
+        for key, band, dtype, shape, start in self._parts:
+            if key in rows:
+                size = dtype.itemsize * int(np.prod(shape))
+                values = np.frombuffer(file.read_all(offset + start, size, where), dtype)
+                rows[key][row][..., band] = values.reshape(shape)
 
     def decode(self, data: bytes, rows: dict[str, NDArray[Any]], row: int, where: str) -> None:
         """Put the arrays of one value into rows[key][row].

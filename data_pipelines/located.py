@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,19 @@ class LocatedReader:
                     where = f"{self._paths[shard]}, record {number}"
                     raise DataError(f"{where}: damaged patch id: {error}") from None
         return rows, names
+
+    def read_some(
+        self, positions: NDArray[np.int64], keys: Collection[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Some arrays, stacked in the order asked for; nothing else is read."""
+        rows = record.empty_rows(len(positions), self._spec, keys)
+        stored = {key: record.as_bytes(values) for key, values in rows.items()}
+        for shard, run, numbers in record.runs(positions, self._counts):
+            columns = self._locate(shard).columns
+            for key, dtype, size in self._arrays:
+                if key in rows:
+                    self._fill(rows[key], stored[key], run, numbers, columns[key], dtype, size)
+        return rows
 
     def _fill(
         self,

@@ -24,7 +24,7 @@ _ROUNDING = int.from_bytes(b"repeat", "little")
 def read_labels(
     source: Source, target: str = "labels", *, first: int = 0, step: int = 1, piece: int = 256
 ) -> NDArray[np.uint8]:
-    """Labels of a split (patch, class), read piece by piece.
+    """Labels of a split (patch, class), read piece by piece; no pixels where the source can that.
 
     Args:
         source: the split.
@@ -36,10 +36,11 @@ def read_labels(
     Raises:
         DataError: a damaged record.
     """
+    read = getattr(source, "read_targets", lambda rows: source.read(rows)["targets"])
     found = np.zeros((len(source), *source.spec.targets[target].shape), np.uint8)
     for start in range(first * piece, len(source), step * piece):
         rows = np.arange(start, min(start + piece, len(source)))
-        found[rows] = source.read(rows)["targets"][target]
+        found[rows] = read(rows)[target]
     return found
 
 
@@ -68,15 +69,27 @@ def repeats(labels: NDArray[np.integer[Any]], threshold: float, seed: int) -> ND
     return np.floor(factors + uniform).astype(np.int64)
 
 
+def spread(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions 0, 1, ... in their order, each counts[i] times, repetitions far from each other.
+
+    Each first stands where it stood, and its repetitions at equal distances from there around the
+    whole: batches are drawn from blocks of neighbours, which would hold one rare patch many times.
+    """
+    position = np.repeat(np.arange(len(counts)), counts)
+    number = np.arange(len(position)) - np.repeat(np.cumsum(counts) - counts, counts)
+    place = (position / max(len(counts), 1) + number / counts[position]) % 1.0
+    return position[np.argsort(place, kind="stable")]
+
+
 class Oversampled:
-    """A source in which record i of another one comes counts[i] times, one after the other."""
+    """A source in which record i of another one comes counts[i] times; see `spread`."""
 
     def __init__(self, source: Source, counts: NDArray[np.int64]) -> None:
         """`counts` of each record, at least 1: see `repeats`."""
         self.spec: DatasetSpec = source.spec
         self.split: str = source.split
         self._source = source
-        self._positions = np.repeat(np.arange(len(source)), counts)
+        self._positions = spread(counts)
         if hasattr(source, "shuffle"):
             self.shuffle = source.shuffle
 

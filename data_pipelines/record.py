@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import google_crc32c
@@ -133,6 +133,12 @@ def runs(
         yield int(shards[start]), order[start:stop], numbers[start:stop]
 
 
-def empty_rows(number: int, spec: DatasetSpec) -> dict[str, NDArray[Any]]:
-    """Arrays for that many examples, to be filled, by feature key."""
-    return {k: memory.empty((number, *t.shape), t.dtype) for k, t in features(spec)}
+def empty_rows(
+    number: int, spec: DatasetSpec, keys: Collection[str] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Arrays for that many examples, to be filled, by feature key: all of them, or `keys`."""
+    return {
+        key: memory.empty((number, *tensor.shape), tensor.dtype)
+        for key, tensor in features(spec)
+        if keys is None or key in keys
+    }

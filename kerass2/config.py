@@ -57,8 +57,8 @@ class DataConfig:
     mix_up_subtracts: bool = False
     """Subtract the other patch, as the classification paper's text has it."""
     oversample: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
-    """Frequency of a class below which patches that have it come several times; 0: none do. All
-    records are read once before training begins, for their labels."""
+    """Frequency of a class below which patches that have it come several times; 0: none do. The
+    labels of all records are read before training begins."""
 
 
 @dataclass(frozen=True, config=_STRICT_KEYS)

@@ -10,11 +10,12 @@ import sys
 
 import pytest
 
-from benchmarks import pipeline_data, pipeline_reading
+from benchmarks import pipeline_data, pipeline_labels, pipeline_reading
 from data_pipelines import store
 
 ROOT = pathlib.Path(__file__).parents[2]
-LITTLE = "--size 480 --tile 600 --batch 4 --rounds 1 --seconds 0.05 --count 20"
+LITTLE = """--size 480 --tile 600 --batch 4 --rounds 1 --seconds 0.05 --count 20 --patches 100
+    --set model.options.depth=10 --set model.options.width=4 --set run.precision=float32"""
 
 
 def test_the_command_writes_every_part(tmp_path):
@@ -31,7 +32,7 @@ def test_the_command_writes_every_part(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     by_part = {what: [line for line in lines if line["what"] == what] for what in
                dict.fromkeys(line["what"] for line in lines)}  # fmt: skip
-    cutting, reading, sequential, prepare, memory = by_part.values()
+    cutting, reading, sequential, labels, prepare, memory = by_part.values()
     assert cutting[0]["what"] == "cutting over the direct way"
     assert cutting[0]["difference_dn"] <= 1
     assert cutting[0]["patches"] > 100
@@ -46,6 +47,12 @@ def test_the_command_writes_every_part(tmp_path):
     for line in reading:
         assert line["throughput"]["median"] > 0
         assert ("over memory map" in line) == (line["source"] != "memory map")
+    assert {line["source"] for line in labels} == {
+        f"{name}, {kind}" for name in pipeline_labels.FORMATS for kind in pipeline_labels.KINDS
+    }
+    for line in labels:
+        expected = line["throughput"]["median"] / line["model"]["median"]
+        assert line["over_model"]["median"] == pytest.approx(expected)
     assert prepare[0]["same"] is True
     assert set(prepare[0]["resident_gib"]) == {"1", "2"}
     assert {(line["format"], line["kind"]) for line in memory} == {

@@ -96,21 +96,50 @@ def test_each_patch_is_counted_once() -> None:
     assert choice.left_out[NAMES[12]] == bigearthnet_choice.UNKNOWN
 
 
+def tile_of(name: str) -> str:
+    """Tiles that lie under two products each, as the labels of v1 have them."""
+    return f"32U{'ABCDEFGHJKLMNPQRSTUVWXYZAB'[int(name[22:24]) // 2]}C"
+
+
 @pytest.mark.parametrize("how", ["random:3", "tiles:3"])
 def test_splits_at_random(how: str) -> None:
-    names = [f"S2A_MSIL2A_20170613T10{t:02d}31_{i}_7" for t in range(50) for i in range(40)]
-    choice = bigearthnet_choice.choose(names, Lists(), how)
-    shares = [len(choice.splits[name]) / 2000 for name in SPLITS]
+    names = [f"S2A_MSIL2A_20170613T10{t:02d}31_{i}_7" for t in range(48) for i in range(40)]
+    choice = bigearthnet_choice.choose(names, Lists(), how, tile_of)
+    shares = [len(choice.splits[name]) / 1920 for name in SPLITS]
     assert shares == pytest.approx(bigearthnet_choice.FRACTIONS, abs=0.05)
-    assert choice.splits == bigearthnet_choice.choose(names, Lists(), how).splits
-    other = bigearthnet_choice.choose(names, Lists(), how[:-1] + "4")
+    assert choice.splits == bigearthnet_choice.choose(names, Lists(), how, tile_of).splits
+    other = bigearthnet_choice.choose(names, Lists(), how[:-1] + "4", tile_of)
     assert choice.splits != other.splits
-    products = [{name.rsplit("_", 2)[0] for name in choice.splits[s]} for s in SPLITS]
-    shared = products[0] & products[1] | products[0] & products[2] | products[1] & products[2]
+    tiles = [{tile_of(name) for name in choice.splits[s]} for s in SPLITS]
+    shared = tiles[0] & tiles[1] | tiles[0] & tiles[2] | tiles[1] & tiles[2]
     assert bool(shared) == how.startswith("random")
     if how.startswith("random"):  # what is missing changes no other patch
         fewer = bigearthnet_choice.choose(names[::2], Lists(), how)
         assert set(fewer.splits["test"]) == set(choice.splits["test"]) & set(names[::2])
+
+
+def test_a_tile_that_nobody_knows() -> None:
+    words = f"{NAMES[0]}: of which tile is not known; --split tiles:1 expects it in the name"
+    with pytest.raises(DataError, match=words):
+        bigearthnet_choice.choose(NAMES, Lists(), "tiles:1")
+
+
+@pytest.mark.parametrize("group", ["snow", "cloud"])
+def test_lists_of_the_other_version_exclude_nothing_silently(group: str) -> None:
+    lists = Lists(**{group: set(NAMES[:1])}, files=["a/snow.csv"])
+    newer = ["S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"]
+    words = f"a/snow.csv: lists of another version: they name {NAMES[0]}, the archive holds S2A"
+    with pytest.raises(DataError, match=words):
+        bigearthnet_choice.choose(newer, lists, "random:1")
+
+
+def test_lists_in_two_places(tmp_path: pathlib.Path) -> None:
+    for folder, name in ((tmp_path, "train.csv"), (tmp_path / "archive", SNOW)):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(f"{NAMES[0]}\n")
+    with pytest.raises(DataError, match=f"lists in two places, such as .*{SNOW} and .*train.csv"):
+        bigearthnet_lists.find_lists([tmp_path / "archive", tmp_path])
+    assert bigearthnet_lists.find_lists([tmp_path]).splits == {NAMES[0]: "train"}
 
 
 def test_splits_of_a_file(tmp_path: pathlib.Path) -> None:
@@ -150,8 +179,9 @@ def test_bad_lists(tmp_path: pathlib.Path) -> None:
     fails(
         "--split randomly:1: expected official, random:SEED", choose, NAMES, Lists(), "randomly:1"
     )
-    fails("--split random:x: expected official", choose, NAMES, Lists(), "random:x")
-    lists = Lists({"gone": "train"}, {NAMES[0]})
+    for word in ("random:x", "tiles:-1", "random:-1", "tiles:", "tiles:1.5", "tiles:²"):
+        fails(f"--split {word}: expected official.* at least 0", choose, NAMES, Lists(), word)
+    lists = Lists({f"{NAMES[0]}0": "train"}, {NAMES[0]})
     fails(
         "no patch is left of 40: 1 seasonal snow, 39 in no split; 1 patches", choose, NAMES, lists
     )

@@ -162,6 +162,27 @@ def test_whole_tiles_first_as_the_paper_does(model: pathlib.Path, tmp_path: path
         np.testing.assert_array_equal(pixels, np.moveaxis(expected, 0, -1))
 
 
+def test_pixels_without_data_in_a_tile(archive: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A dark band stays; no data in a part is an error, no data at all a counted exclusion."""
+    import rasterio
+
+    file = write_tile(tmp_path / "tiles")
+    with rasterio.open(file, "r+") as image:
+        pixels = image.read()
+        pixels[3, :120, :120] = 0  # patch 0_0: dark in B04
+        pixels[:, :120, 120:240] = 0  # patch 1_0: nothing
+        pixels[:, 120:130, :10] = 0  # patch 0_1: nothing in a corner
+        image.write(pixels)
+    summary = bigearthnet_convert.convert_archive(
+        archive, tmp_path / "out", upsample=("tiles", bigearthnet_tiles.find_tiles(file.parent))
+    )
+    assert summary.left_out == {"all pixels zero": 1, "could not be read": 1}
+    (name, why), *_ = summary.failed.items()
+    assert name.endswith("_00_01")
+    assert "has no data in 100 of the 14,400 pixels there" in why
+    assert sum(summary.counts.values()) == summary.total - 2
+
+
 def test_the_offset_of_newer_products_is_taken_out(
     archive: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -143,8 +143,23 @@ def test_repetitions_are_shared_once_among_ranks(world_size):
             seen += part["index"].tolist()
             pixels += list(part["inputs"]["bands"][:, 0, 0, 0])
     assert len(set(seen)) == len(seen) == len(longer) // 12 * 12
-    original = np.repeat(np.arange(60), counts)[seen]
+    original = oversampling.spread(counts)[seen]
     np.testing.assert_allclose(pixels, source.pixels[original, 0, 0, 0] * 1e-4, atol=1e-6)
+
+
+def test_repetitions_lie_apart():
+    counts = np.ones(1000, np.int64)
+    counts[100:104] = 5  # four rare patches, one after the other
+    places = oversampling.spread(counts)
+    np.testing.assert_array_equal(np.bincount(places), counts)
+    rare = np.flatnonzero((places >= 100) & (places < 104))
+    for patch in range(100, 104):
+        gaps = np.diff(np.flatnonzero(places == patch))
+        assert gaps.min() > 0.9 * len(places) / 5
+    # What comes once stays in its order, so that blocks of records are read in one piece.
+    once = np.delete(places, rare)
+    assert (np.diff(once) > 0).all()
+    assert len(oversampling.spread(np.zeros(0, np.int64))) == 0
 
 
 def test_labels_are_read_once_by_the_ranks_together():

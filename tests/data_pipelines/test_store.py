@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from store_cases import SPEC, TEST, TRAIN, assert_is, make_example, make_examples, rewrite
 
-from data_pipelines import batching, manifest, record, store
+from data_pipelines import batching, descriptor, manifest, record, store
 from data_pipelines.spec import DataError, DatasetSpec, TensorSpec
 
 FORMATS = list(store.FORMATS)
@@ -255,6 +255,35 @@ def test_manifest_says_what_was_written(folder: pathlib.Path) -> None:
             assert (folder / file.name).stat().st_size == file.num_bytes
     lines = (folder / "manifest.json").read_text().splitlines()
     assert len(lines) < 400
+
+
+def test_targets_alone(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as with their inputs, in any order, twice too; no input is read."""
+    source = store.open_source(folder, "train")
+    order = [39, 0, 7, 7, 8, 20]
+    expected = source.read(order)["targets"]
+    sizes: list[int] = []
+    read, read_into = descriptor.Descriptor.read, descriptor.Descriptor.read_into
+
+    def count(self: Any, offset: int, size: int) -> bytes:
+        sizes.append(size)
+        return read(self, offset, size)
+
+    def count_into(self: Any, buffers: Any, offset: int) -> int:
+        sizes.append(sum(len(buffer) for buffer in buffers))
+        return read_into(self, buffers, offset)
+
+    monkeypatch.setattr(descriptor.Descriptor, "read", count)
+    monkeypatch.setattr(descriptor.Descriptor, "read_into", count_into)
+    found = source.read_targets(order)
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+        assert found[name].dtype == values.dtype
+    # Each array once; 7 and 8 may come in one piece, and 7 once or twice.
+    assert sum(sizes) <= len(order) * SPEC.targets["superres_20m"].num_bytes
+    with pytest.raises(IndexError, match="positions 40 to 40 of 40 records"):
+        source.read_targets([40])
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
