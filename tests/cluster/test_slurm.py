@@ -17,6 +17,8 @@ import pytest
 import rasterio
 from local_slurm import NODES, ROOT, Slurm
 
+pytestmark = pytest.mark.cluster
+
 STRATEGIES = (pytest.param("horovod", marks=pytest.mark.horovod), "multiworker")
 TOLERANCE = 1e-6
 STEPS = 6
@@ -115,7 +117,6 @@ def test_fit_on_two_nodes_equals_two_local_ranks(slurm, prepared, reference, tmp
     assert distance(reference, tmp_path / "run") <= TOLERANCE
 
 
-@pytest.mark.cluster
 def test_predict_on_two_nodes_equals_one_process(slurm, prepared, reference, tmp_path):
     granule = prepared.parent / "granule"
     job = slurm.submit(
@@ -138,7 +139,6 @@ def test_predict_on_two_nodes_equals_one_process(slurm, prepared, reference, tmp
         np.testing.assert_array_equal(nodes.read(), one.read())
 
 
-@pytest.mark.cluster
 def test_a_cancelled_job_saves_ends_and_stays_away(slurm, prepared, tmp_path):
     workdir = tmp_path / "run"
     job = slurm.submit("slurm/fit_multiworker.sbatch", *options(prepared, workdir, 10**6))
@@ -155,7 +155,6 @@ def test_a_cancelled_job_saves_ends_and_stays_away(slurm, prepared, tmp_path):
     assert running.stdout == b""
 
 
-@pytest.mark.cluster
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_warned_job_is_queued_again_and_goes_on(slurm, prepared, tmp_path, strategy):
     """The warning comes by hand; what a real time limit does: the test below."""
@@ -178,7 +177,6 @@ def test_a_warned_job_is_queued_again_and_goes_on(slurm, prepared, tmp_path, str
     assert distance(whole, workdir) <= TOLERANCE
 
 
-@pytest.mark.cluster
 @pytest.mark.slow
 def test_the_time_limit_warns(slurm, prepared, tmp_path):
     """Of two minutes; Slurm warns up to a minute earlier than it is told to."""
@@ -192,7 +190,6 @@ def test_the_time_limit_warns(slurm, prepared, tmp_path):
     assert "the job is back in the queue" in slurm.output(job)
 
 
-@pytest.mark.cluster
 def test_prepare_on_two_nodes_equals_one_machine(slurm, prepared, tmp_path):
     """The manifest has the checksums of all shards."""
     granule = prepared.parent / "granule"
@@ -205,7 +202,6 @@ def test_prepare_on_two_nodes_equals_one_machine(slurm, prepared, tmp_path):
         assert (tmp_path / "set" / path).read_bytes() == (prepared / path).read_bytes(), path
 
 
-@pytest.mark.cluster
 @pytest.mark.horovod
 def test_the_doctor_sees_both_nodes(slurm, tmp_path):
     script = tmp_path / "doctor.sbatch"
