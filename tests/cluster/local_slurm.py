@@ -21,6 +21,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
+import training
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Node -> address. Two names and two addresses, so that one taken for the other shows.
 NODES = {"knode01": "127.0.1.1", "knode02": "127.0.1.2"}
@@ -32,6 +34,7 @@ START_SECONDS = 60.0
 KILL_WAIT, POLL_SECONDS = 20, 0.2
 # Without a sign of life for so long, a node counts as down.
 NODE_SECONDS = 15
+ENDED = ("FAILED", "TIMEOUT", "CANCELLED", "COMPLETED", "NODE_FAIL")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CONFIGURATION = """
 ClusterName=kerass2test
@@ -108,12 +111,11 @@ class Slurm:
         """Wait until the job is in one of these states, and fail if it ends in another."""
         deadline = time.monotonic() + seconds
         while (shown := self.show(job))["JobState"] not in states:
-            ended = shown["JobState"] in ("FAILED", "TIMEOUT", "CANCELLED", "COMPLETED")
+            ended = shown["JobState"] in ENDED
             late = time.monotonic() > deadline
             assert not (ended or late), f"{shown['JobState']}\n{self.output(job)[-4000:]}"
             time.sleep(POLL_SECONDS)
         return shown
-
 
     def kill_node(self, name: str) -> None:
         """End all of a node's processes at once, as a power cut does."""
@@ -213,6 +215,7 @@ def _configure(folder: pathlib.Path) -> dict[str, str]:
         "VENV": sys.prefix,  # slurm/env.generic.sh
         "PYTHONPATH": str(ROOT),
         "TF_CPP_MIN_LOG_LEVEL": "2",
+        **training.ONE_THREAD,
     }
 
 
@@ -223,4 +226,3 @@ def _end_jobs(slurm: Slurm) -> None:
     deadline = time.monotonic() + 2 * KILL_WAIT
     while slurm.run("squeue", "--noheader", check=False) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-
