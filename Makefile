@@ -23,7 +23,7 @@ KERASS2_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kerass2
 .SHELLFLAGS := -ec
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint types bench bench-pipeline bench-step clean clean-all
+.PHONY: help setup demo test test-slow test-cluster lint types bench bench-pipeline bench-step clean clean-all
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
@@ -35,8 +35,9 @@ WORKERS_OPTION := $(if $(filter single,$(STRATEGY)),,--workers $(WORKERS))
 help:
 	@echo "make setup       $(VENV) from constraints.txt, with Horovod"
 	@echo "make demo        train on $(WORKERS) ranks ($(STRATEGY)), evaluate, predict, report, into $(DEMO_DIR)/"
-	@echo "make test        the tests, without those marked slow or gpu"
+	@echo "make test        the tests, without those marked slow, gpu or cluster"
 	@echo "make test-slow   the tests marked slow"
+	@echo "make test-cluster  the tests marked cluster: a Slurm and two hosts of their own (as root)"
 	@echo "make lint types  ruff; mypy"
 	@echo "make bench       every benchmark; make bench-step, make bench-pipeline one alone"
 	@echo "make clean       remove what builds and tools left; clean-all $(VENV) and $(DEMO_DIR)/ too"
@@ -120,10 +121,13 @@ demo: setup
 	@echo "the page: file://$(abspath $(DEMO_DIR))/report.html"
 
 test: setup
-	$(PY) -m pytest -m "not slow and not gpu" $(PYTEST_OPTIONS)
+	$(PY) -m pytest -m "not slow and not gpu and not cluster" $(PYTEST_OPTIONS)
 
 test-slow: setup
-	$(PY) -m pytest -m "slow and not gpu" $(PYTEST_OPTIONS)
+	$(PY) -m pytest -m "slow and not gpu and not cluster" $(PYTEST_OPTIONS)
+
+test-cluster: setup
+	$(PY) -m pytest -m cluster $(PYTEST_OPTIONS) tests/cluster
 
 lint: setup
 	$(PY) -m ruff check .

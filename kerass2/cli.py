@@ -94,6 +94,7 @@ def _explain(error: Exception) -> int:
     from data_pipelines.spec import DataError
     from kerass2.config import ConfigError
     from kerass2.train import TrainingError
+    from strategies import launch, settings
     from strategies.base import StrategyError
 
     cause = batching.cause(error)  # tf.data wraps what a reader raises
@@ -103,6 +104,14 @@ def _explain(error: Exception) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigError) else 1
     traceback.print_exc()
+    told = f"{type(error).__name__}: {error}"
+    if any(sign in told for sign in launch.COLLECTIVE_ERRORS):
+        print(
+            "error: another rank has failed, or said nothing for KERASS2_STALL_SECONDS "
+            f"({settings.read(os.environ).stall_seconds:g} s): this one cannot go on alone",
+            file=sys.stderr,
+            flush=True,
+        )
     return 1
 
 

@@ -15,7 +15,8 @@ from strategies.base import StrategyError
 
 # Ports below are given to other services, above to outgoing connections (Linux: 32768 upwards).
 FIRST_PORT, NUM_PORTS = 20000, 12000
-# What `python -m kerass2.launch` tells the ranks, which horovodrun does not: "h1:4,h2:4".
+# What `python -m kerass2.launch` tells the ranks, which horovodrun and the mpirun that it may call
+# do not: "h1:4,h2:4". Launchers that tell the hosts themselves are believed.
 HOSTS = "KERASS2_HOSTS"
 
 
@@ -79,12 +80,31 @@ def detect(environ: Mapping[str, str]) -> Cluster:
     for launcher, (marker, read) in LAUNCHERS.items():
         if marker in environ:
             try:
-                return read(environ)
+                return _with_hosts(read(environ), environ)
             except (LookupError, ValueError, TypeError, ZeroDivisionError) as error:
                 raise StrategyError(
                     f"{launcher}: {marker} is set, but the environment is incomplete: {error!r}"
                 ) from error
     return Cluster("none")
+
+
+def _with_hosts(cluster: Cluster, environ: Mapping[str, str]) -> Cluster:
+    """The hosts that HOSTS names, where the launcher tells none."""
+    if cluster.hosts or HOSTS not in environ:
+        return cluster
+    hosts = expand_hosts(environ[HOSTS])
+    rank = cluster.rank
+    if (
+        len(hosts) != cluster.world_size
+        or hosts[:rank].count(hosts[rank]) != cluster.local_rank
+        or hosts.count(hosts[rank]) != cluster.local_size
+    ):
+        raise StrategyError(
+            f"{HOSTS}={environ[HOSTS]}, but {cluster.launcher} made this rank {rank} of "
+            f"{cluster.world_size}, {cluster.local_rank} of {cluster.local_size} on its host: "
+            "is it left over from another job?"
+        )
+    return dataclasses.replace(cluster, hosts=hosts)
 
 
 def num_restarts(environ: Mapping[str, str]) -> int:
@@ -195,15 +215,12 @@ def _from_tf_config(environ: Mapping[str, str]) -> Cluster:
 
 
 def _from_horovodrun(environ: Mapping[str, str]) -> Cluster:
-    size = int(environ["HOROVOD_SIZE"])
-    hosts = expand_hosts(environ[HOSTS]) if HOSTS in environ else ()
     return Cluster(
         "horovodrun",
         int(environ["HOROVOD_RANK"]),
-        size,
+        int(environ["HOROVOD_SIZE"]),
         int(environ["HOROVOD_LOCAL_RANK"]),
         int(environ["HOROVOD_LOCAL_SIZE"]),
-        hosts if len(hosts) == size else (),
         job=f"horovod:{environ.get('HOROVOD_GLOO_RENDEZVOUS_PORT', '')}",
     )
 

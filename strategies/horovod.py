@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
+import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -38,6 +41,8 @@ class HorovodStrategy:
             # cycle's end. Of a step of 1.6 s two ranks lost 4 % at 5, 3 % at 20 and 6 % at 40, of
             # one of 2 s 6 % at the default of 1.
             os.environ.setdefault("HOROVOD_CYCLE_TIME", "20")
+        seconds = math.ceil(settings.read(os.environ).library_seconds)
+        os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(seconds))
         with contextlib.ExitStack() as stack:
             if _needs_rendezvous(cluster, self._hvd):
                 os.environ.update(stack.enter_context(_rendezvous(cluster)))
@@ -164,6 +169,7 @@ def _rendezvous(cluster: Cluster) -> Iterator[dict[str, str]]:
     interface = chosen.interface or meeting.interface_towards(other)
     # Asked on every rank: an interface that one of them lacks is found here.
     own_address = meeting.address_of(chosen.interface) if chosen.interface else own_host
+    _check_own_name(interface)
     with contextlib.ExitStack() as stack:
         own = ""
         if cluster.rank == 0:
@@ -172,6 +178,32 @@ def _rendezvous(cluster: Cluster) -> Iterator[dict[str, str]]:
         address, _, port_text = meeting.exchange(cluster, own, chosen)[0].rpartition(":")
         slot = _slots(hosts)[cluster.rank]
         yield _environment(slot, meeting.resolve(address), int(port_text), interface)
+
+
+def _check_own_name(interface: str | None) -> None:
+    """See that gradients travel where they should.
+
+    Horovod 0.28.1 forgets the interface for the connections of its process sets, which carry them:
+    Gloo then takes the address of the host's own name.
+
+    Raises:
+        StrategyError: that is a loopback address, which no other host reaches.
+    """
+    name = socket.gethostname()
+    address = meeting.resolve(name)
+    if interface in (None, "lo", "lo0") or address == meeting.address_of(str(interface)):
+        return
+    if address.startswith("127."):
+        raise StrategyError(
+            f"{name} takes its own name for {address}, where no other host reaches it, and Horovod "
+            "over Gloo would give that address to them: give the name the host's own address in "
+            "its /etc/hosts"
+        )
+    warnings.warn(
+        f"gradients leave {name} by {address}, the address of its own name, and not by "
+        f"{interface}: Horovod over Gloo knows no other way (over MPI or multiworker it does)",
+        stacklevel=2,
+    )
 
 
 @contextlib.contextmanager

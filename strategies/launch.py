@@ -50,6 +50,7 @@ COLLECTIVE_ERRORS = (
     "UnavailableError",
     "UNAVAILABLE:",
     "CoordinationService",
+    "Collective ops is aborted",
 )
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

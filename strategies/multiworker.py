@@ -7,7 +7,11 @@ Keras' own fit does not work under it (keras-team/keras#20585; canary test), an 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
+import functools
 import json
+import math
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,8 +21,11 @@ from typing import Any
 import numpy as np
 
 from strategies import meeting, settings
-from strategies.base import average_moving_statistics
+from strategies.base import StrategyError, average_moving_statistics
 from strategies.cluster import Cluster
+
+# TensorFlow's server then takes a port (SO_REUSEPORT) that this user holds until it is there.
+SHARED_PORT = "TF_GRPC_REUSE_PORT"
 
 
 class MultiWorkerStrategy:
@@ -29,21 +36,30 @@ class MultiWorkerStrategy:
     def __init__(self, cluster: Cluster) -> None:
         """Join the other workers; blocks until all are there."""
         chosen = settings.read(os.environ)
-        if cluster.world_size > 1 and "TF_CONFIG" not in os.environ:
-            os.environ["TF_CONFIG"] = _meet(cluster, chosen)
         if chosen.interface:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", chosen.interface)
+        with contextlib.ExitStack() as stack:
+            if cluster.world_size > 1 and "TF_CONFIG" not in os.environ:
+                os.environ |= stack.enter_context(_meet(cluster, chosen))
+            elif cluster.world_size > 1 and SHARED_PORT not in os.environ:
+                _meet_at_named_ports(cluster, chosen, os.environ["TF_CONFIG"])
+            self._join(cluster, chosen)
+
+    def _join(self, cluster: Cluster, chosen: settings.Settings) -> None:
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
         if gpus:
             tf.config.set_visible_devices(gpus[cluster.local_rank % len(gpus)], "GPU")
         collectives = chosen.collectives or ("NCCL" if gpus else "RING")
-        self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
-            communication_options=tf.distribute.experimental.CommunicationOptions(
-                implementation=tf.distribute.experimental.CommunicationImplementation[collectives]
+        with _patience(chosen.library_seconds):
+            self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
+                communication_options=tf.distribute.experimental.CommunicationOptions(
+                    implementation=tf.distribute.experimental.CommunicationImplementation[
+                        collectives
+                    ]
+                )
             )
-        )
         self._tf = tf
         self.rank, self.local_rank = cluster.rank, cluster.local_rank
         self.world_size = self._strategy.num_replicas_in_sync
@@ -102,34 +118,93 @@ class MultiWorkerStrategy:
 
 
 @contextlib.contextmanager
+def _patience(seconds: float) -> Iterator[None]:
+    """Have workers that are made inside the `with` block wait so long for one that says nothing.
+
+    TensorFlow's own time is ten seconds, and no public function sets it (canary test).
+    """
+    from tensorflow.python.eager import context
+
+    service = context.context()
+    service.configure_coordination_service = functools.partial(
+        service.configure_coordination_service, heartbeat_timeout_in_ms=math.ceil(1000 * seconds)
+    )
+    try:
+        yield
+    finally:
+        del service.configure_coordination_service
+
+
+@contextlib.contextmanager
 def local_environments(workers: int) -> Iterator[list[dict[str, str]]]:
-    """TF_CONFIG of each of `workers` ranks on this host, on ports that are free now."""
+    """Environment of each of `workers` ranks on this host.
+
+    Their ports are theirs inside the `with` block.
+    """
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(workers)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    yield [{"TF_CONFIG": _tf_config(addresses, rank)} for rank in range(workers)]
+        ports = [stack.enter_context(_hold_port("127.0.0.1")) for _ in range(workers)]
+        addresses = [f"127.0.0.1:{port}" for port in ports]
+        yield [_environment(addresses, rank) for rank in range(workers)]
 
 
-def _meet(cluster: Cluster, chosen: settings.Settings) -> str:
-    """TF_CONFIG of this rank, for ranks that a launcher has started on known hosts.
+@contextlib.contextmanager
+def _meet(cluster: Cluster, chosen: settings.Settings) -> Iterator[dict[str, str]]:
+    """Environment of this rank, for ranks that a launcher has started on known hosts.
 
-    Each takes a port that is free on its host, and they tell each other.
+    Each takes a port that is free on its host, its own inside the `with` block, and they tell each
+    other.
 
     Raises:
         StrategyError: the hosts are not known, or do not reach each other.
     """
     host = cluster.require_hosts()[cluster.rank]
     own = meeting.address_of(chosen.interface) if chosen.interface else host
+    with _hold_port("") as port:
+        addresses = meeting.exchange(cluster, f"{own}:{port}", chosen)
+        for each in {address.rpartition(":")[0] for address in addresses}:
+            meeting.resolve(each)
+        yield _environment(addresses, cluster.rank)
+
+
+@contextlib.contextmanager
+def _hold_port(address: str) -> Iterator[int]:
+    """A free port that nobody else gets inside the `with` block.
+
+    But for TensorFlow's server of this user, which shares it: see _environment.
+    """
     with socket.socket() as kept:
-        # Bound until all have met, so that ranks of one host take different ports.
-        kept.bind(("", 0))
-        line = f"{own}:{kept.getsockname()[1]}"
-        addresses = meeting.exchange(cluster, line, chosen)
-    for each in {address.rpartition(":")[0] for address in addresses}:
-        meeting.resolve(each)
-    return _tf_config(addresses, cluster.rank)
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        kept.bind((address, 0))
+        port: int = kept.getsockname()[1]
+        yield port
+
+
+def _meet_at_named_ports(cluster: Cluster, chosen: settings.Settings, config: str) -> None:
+    """See that the workers of a TF_CONFIG that was given are there: TensorFlow waits for an hour.
+
+    They meet at the port that it names for rank 0, which others reach where no other may be open.
+
+    Raises:
+        StrategyError: a worker has not come, or its port is taken.
+    """
+    roles = json.loads(config)["cluster"]
+    addresses = [*roles.get("chief", []), *roles.get("worker", [])]
+    ports = [int(address.rpartition(":")[2]) for address in addresses]
+    try:
+        socket.create_server(("", ports[cluster.rank])).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise StrategyError(
+            f"port {ports[cluster.rank]} of TF_CONFIG is taken on {socket.gethostname()}: is "
+            "another job running there? Give this worker another port, in TF_CONFIG on all ranks"
+        ) from None
+    meeting.exchange(cluster, "", dataclasses.replace(chosen, port=ports[0]))
+
+
+def _environment(addresses: Sequence[str], rank: int) -> dict[str, str]:
+    """What TensorFlow reads of a rank whose port is held for it."""
+    return {"TF_CONFIG": _tf_config(addresses, rank), SHARED_PORT: "true"}
 
 
 def _tf_config(addresses: Sequence[str], rank: int) -> str:

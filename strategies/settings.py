@@ -7,6 +7,9 @@ KERASS2_COLLECTIVES    multiworker's all-reduce: RING (gRPC), NCCL, or AUTO (tf.
                        Default: NCCL where there are GPUs, else RING.
 KERASS2_PORT           where rank 0 waits for the others; default: follows from the job's id.
 KERASS2_START_SECONDS  how long ranks wait for each other at the start; default: 300.
+KERASS2_STALL_SECONDS  how long ranks wait for one that says nothing (stopped, or its cable is cut)
+                       until they end with an error; default: 300; 0: for ever. One that ends is
+                       noticed at once.
 
 Horovod over MPI reads none of them; MPI's and NCCL's own variables are respected everywhere.
 """
@@ -33,6 +36,13 @@ class Settings:
     """1 to 65535, or None: Cluster.port."""
     start_seconds: float = 300.0
     """Above 0 [s]."""
+    stall_seconds: float = 300.0
+    """0 or more [s]."""
+
+    @property
+    def library_seconds(self) -> float:
+        """The same for libraries that have no "for ever": a week."""
+        return self.stall_seconds or 7 * 24 * 3600.0
 
 
 def read(environ: Mapping[str, str]) -> Settings:
@@ -51,11 +61,21 @@ def read(environ: Mapping[str, str]) -> Settings:
     port = environ.get("KERASS2_PORT") or None
     if port is not None and not (port.isdecimal() and 1 <= int(port) <= 65535):
         raise StrategyError(f"KERASS2_PORT={port}: expected a number from 1 to 65535")
-    seconds = environ.get("KERASS2_START_SECONDS") or "300"
+    return Settings(
+        interface,
+        collectives,
+        None if port is None else int(port),
+        _read_seconds(environ, "KERASS2_START_SECONDS", least=1e-3),
+        _read_seconds(environ, "KERASS2_STALL_SECONDS", least=0.0),
+    )
+
+
+def _read_seconds(environ: Mapping[str, str], name: str, least: float) -> float:
+    text = environ.get(name) or "300"
     try:
-        wait = float(seconds)
+        seconds = float(text)
     except ValueError:
-        wait = 0.0
-    if not 0 < wait < float("inf"):
-        raise StrategyError(f"KERASS2_START_SECONDS={seconds}: expected a number of seconds")
-    return Settings(interface, collectives, None if port is None else int(port), wait)
+        seconds = -1.0
+    if not least <= seconds < float("inf"):
+        raise StrategyError(f"{name}={text}: expected a number of seconds")
+    return seconds

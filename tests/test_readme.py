@@ -38,9 +38,8 @@ def run(command: str, folder: pathlib.Path, **variables: str) -> subprocess.Comp
 
 @pytest.mark.horovod
 def test_the_tour(tmp_path):
-    assert {command.split()[2] for command in TOUR} == {
-        f"kerass2.{name}" for name in ("prepare", "data", "fit", "evaluate", "predict", "report")
-    }
+    names = ("prepare", "data", "fit", "evaluate", "predict", "report", "doctor")
+    assert {command.split()[2] for command in TOUR} == {f"kerass2.{name}" for name in names}
     for command in TOUR:
         result = run(command, tmp_path)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
@@ -61,19 +60,21 @@ def test_the_console_script(tmp_path):
     assert (tmp_path / "data/manifest.json").is_file()
 
 
-def test_the_batch_file(tmp_path):
+@pytest.mark.parametrize("strategy", ["horovod", "multiworker"])
+def test_the_batch_file(tmp_path, strategy):
     """Without a cluster: its syntax, and what it would have srun start, read by fit itself."""
-    (words,) = re.findall(r"`sbatch (slurm/fit\.sbatch .+?)`", README)
-    script, *arguments = words.split()
+    (words,) = re.findall(r"`sbatch .*?(slurm/fit_horovod\.sbatch .+?)`", README)
+    assert "`slurm/fit_multiworker.sbatch`" in README
+    script, *arguments = words.replace("horovod", strategy).split()
     assert run(f"bash -n {ROOT / script}", tmp_path).returncode == 0
     srun = tmp_path / "srun"
     srun.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
     srun.chmod(0o755)
     result = run(
-        shlex.join(["bash", str(ROOT / script), *arguments]),
-        tmp_path,
+        shlex.join(["bash", script, *arguments]),
+        ROOT,
         PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
-        STRATEGY="multiworker",
+        VENV=sys.prefix,
     )
     assert result.returncode == 0, result.stderr
     started = result.stdout.splitlines()
@@ -81,8 +82,25 @@ def test_the_batch_file(tmp_path):
     assert started[:3] == ["python", "-m", "kerass2.fit"]
     given = fit.main.make_context("fit", started[3:]).params
     assert given["experiment"] == "superres_20m"
-    assert given["strategy"] == "multiworker"
+    assert given["strategy"] == strategy
     assert str(given["data"]) == "DIR"
+
+
+@pytest.mark.parametrize(
+    ("code", "requeued"), [(1, True), (137, True), (2, False), (75, False), (143, False)]
+)
+def test_which_failures_put_the_job_back(tmp_path, code, requeued):
+    """While RESTARTS allows it."""
+    for name, body in {"srun": f"exit {code}", "scontrol": 'echo "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "VENV": sys.prefix}
+    for restarts, count in (("2", "1"), ("2", "2"), ("", "0")):
+        told = {"RESTARTS": restarts, "SLURM_RESTART_COUNT": count, "SLURM_JOB_ID": "7"}
+        result = run("bash slurm/fit_horovod.sbatch", ROOT, **variables, **told)
+        assert result.returncode == code
+        expected = "requeue 7\n" if requeued and restarts > count else ""
+        assert result.stdout == expected, result.stderr
 
 
 @pytest.mark.horovod

@@ -16,6 +16,7 @@ from data_pipelines import synthetic
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import local_slurm
+import training
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +41,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     command = ["-m", "kerass2.prepare", str(granule), "-o", str(folder / "set"), "--processes", "1"]
     subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=200)
     return folder / "set"
+
+
+@pytest.fixture(scope="session")
+def reference(prepared: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The work folder of two local ranks."""
+    folder = tmp_path_factory.mktemp("local") / "run"
+    return training.fit_here(prepared, folder, training.STEPS)

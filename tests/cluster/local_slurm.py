@@ -1,29 +1,41 @@
-"""A real Slurm on this machine: munge, one controller, two nodes, all of them this test's own."""
+"""A real Slurm on this machine: munge, one controller, two nodes, all of them this test's own.
+
+Nothing of it outlives the process that started it, even one that was killed: the kernel then ends
+the daemons, and with a node's first process all others of that node.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import getpass
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import training
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Node -> address. Two names and two addresses, so that one taken for the other shows.
 NODES = {"knode01": "127.0.1.1", "knode02": "127.0.1.2"}
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare", "mount")
 # As root, the Slurm programs lie in folders that a user's PATH may lack.
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 START_SECONDS = 60.0
 # From Slurm's polite signal to its hard one; between two looks at a job.
 KILL_WAIT, POLL_SECONDS = 20, 0.2
+# Without a sign of life for so long, a node counts as down.
+NODE_SECONDS = 15
+ENDED = ("FAILED", "TIMEOUT", "CANCELLED", "COMPLETED", "NODE_FAIL")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CONFIGURATION = """
 ClusterName=kerass2test
 SlurmctldHost={host}(127.0.0.1)
@@ -42,6 +54,7 @@ SelectType=select/cons_tres
 SlurmctldPort={ports[0]}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
+SlurmdTimeout={node_seconds}
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 KillWait={kill_wait}
@@ -49,7 +62,8 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 State=UNKNOWN\n"
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} {size}\n"
+NODE_SIZE = "CPUs=4 RealMemory=4000 State=UNKNOWN"
 
 
 @dataclasses.dataclass
@@ -58,6 +72,7 @@ class Slurm:
 
     folder: pathlib.Path
     environment: dict[str, str]
+    daemons: dict[str, subprocess.Popen[bytes]] = dataclasses.field(default_factory=dict)
     jobs: list[str] = dataclasses.field(default_factory=list)
 
     def run(self, *command: str, check: bool = True) -> str:
@@ -96,31 +111,77 @@ class Slurm:
         """Wait until the job is in one of these states, and fail if it ends in another."""
         deadline = time.monotonic() + seconds
         while (shown := self.show(job))["JobState"] not in states:
-            ended = shown["JobState"] in ("FAILED", "TIMEOUT", "CANCELLED", "COMPLETED")
+            ended = shown["JobState"] in ENDED
             late = time.monotonic() > deadline
             assert not (ended or late), f"{shown['JobState']}\n{self.output(job)[-4000:]}"
             time.sleep(POLL_SECONDS)
         return shown
 
+    def kill_node(self, name: str) -> None:
+        """End all of a node's processes at once, as a power cut does."""
+        self.daemons[name].kill()
+        self.daemons.pop(name).wait()
+
+    def start_daemon(self, name: str, command: Sequence[str]) -> None:
+        """Start a part of the cluster, which ends with this process at the latest."""
+        libc, parent = ctypes.CDLL(None), os.getpid()
+
+        def before_exec() -> None:
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        with (self.folder / f"{name}.log").open("ab") as log:
+            # A session of their own: an interrupt is for the tests, which then end them in order.
+            self.daemons[name] = subprocess.Popen(
+                command,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=before_exec,
+            )
+
+    def start_node(self, name: str) -> None:
+        """Start a node: names and processes of its own."""
+        isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        hosts = f"mount --bind {self.folder}/hosts /etc/hosts"
+        # The shell, first of the node's processes, collects those whose parent has ended.
+        self.start_daemon(name, [*isolated, "sh", "-c", f"{hosts}; slurmd -D -N {name} & wait"])
+
+    def wait_for_nodes(self) -> None:
+        """Wait until all nodes have come."""
+        deadline = time.monotonic() + START_SECONDS
+        expected = f"{len(NODES)} idle"
+        while self.run("sinfo", "--noheader", "--format=%D %t", check=False) != expected:
+            if time.monotonic() > deadline:
+                logs = [path.read_text()[-2000:] for path in self.folder.glob("*.log")]
+                raise RuntimeError("Slurm does not start:\n" + "\n".join(logs))
+            time.sleep(POLL_SECONDS)
+
 
 @contextlib.contextmanager
 def start() -> Iterator[Slurm]:
     """Slurm with the nodes of NODES, inside the `with` block; its jobs end with it."""
-    with contextlib.ExitStack() as stack:
-        # Not in pytest's own folders: munge wants to pass through all above its socket.
-        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kslurm-")))
-        environment = _configure(folder)
-        for name, command in _daemons(folder).items():
-            log = stack.enter_context((folder / f"{name}.log").open("wb"))
-            # A session of their own: an interrupt is for the tests, which then end them in order.
-            process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-            stack.callback(_end, process)
-        slurm = Slurm(folder, environment)
-        _wait_for_nodes(slurm)
-        stack.callback(_end_jobs, slurm)
-        yield slurm
+    # Not in pytest's own folders: munge wants to pass through all above its socket.
+    with tempfile.TemporaryDirectory(prefix="kslurm-", ignore_cleanup_errors=True) as name:
+        slurm = Slurm(pathlib.Path(name), _configure(pathlib.Path(name)))
+        try:
+            munge = ["munged", "--foreground"]
+            for option in ("key", "socket", "pid", "log", "seed"):
+                suffix = "" if option == "socket" else "-file"
+                munge.append(f"--{option}{suffix}={name}/munge/{option}")
+            slurm.start_daemon("munged", munge)
+            slurm.start_daemon("slurmctld", ["slurmctld", "-D", "-f", f"{name}/slurm.conf"])
+            for node in NODES:
+                slurm.start_node(node)
+            slurm.wait_for_nodes()
+            yield slurm
+            _end_jobs(slurm)
+        finally:
+            for process in reversed(slurm.daemons.values()):
+                process.kill()
+                process.wait()
 
 
 def _configure(folder: pathlib.Path) -> dict[str, str]:
@@ -139,9 +200,11 @@ def _configure(folder: pathlib.Path) -> dict[str, str]:
         ports = [each.getsockname()[1] for each in sockets]
     host = socket.gethostname()
     values = {"folder": folder, "user": getpass.getuser(), "host": host, "ports": ports}
-    text = CONFIGURATION.format(**values, kill_wait=KILL_WAIT)
+    text = CONFIGURATION.format(**values, kill_wait=KILL_WAIT, node_seconds=NODE_SECONDS)
     nodes = zip(NODES, ports[1:], strict=True)
-    text += "".join(NODE.format(name=name, host=host, port=port) for name, port in nodes)
+    text += "".join(
+        NODE.format(name=name, host=host, port=port, size=NODE_SIZE) for name, port in nodes
+    )
     (folder / "slurm.conf").write_text(text)
     hosts = "".join(f"{address} {name}\n" for name, address in NODES.items())
     (folder / "hosts").write_text(pathlib.Path("/etc/hosts").read_text() + "\n" + hosts)
@@ -152,31 +215,8 @@ def _configure(folder: pathlib.Path) -> dict[str, str]:
         "VENV": sys.prefix,  # slurm/env.generic.sh
         "PYTHONPATH": str(ROOT),
         "TF_CPP_MIN_LOG_LEVEL": "2",
+        **training.ONE_THREAD,
     }
-
-
-def _daemons(folder: pathlib.Path) -> dict[str, list[str]]:
-    """Name -> command. The nodes see their names in an /etc/hosts of their own."""
-    munge = ["munged", "--foreground"]
-    for option in ("key", "socket", "pid", "log", "seed"):
-        suffix = "" if option == "socket" else "-file"
-        munge.append(f"--{option}{suffix}={folder}/munge/{option}")
-    hosts = f"mount --bind {folder}/hosts /etc/hosts"
-    configuration = f"{folder}/slurm.conf"
-    nodes = {
-        name: ["unshare", "--mount", "sh", "-c", f"{hosts} && exec slurmd -D -N {name}"]
-        for name in NODES
-    }
-    return {"munged": munge, "slurmctld": ["slurmctld", "-D", "-f", configuration], **nodes}
-
-
-def _wait_for_nodes(slurm: Slurm) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while slurm.run("sinfo", "--noheader", "--format=%D %t", check=False) != "2 idle":
-        if time.monotonic() > deadline:
-            logs = [path.read_text()[-2000:] for path in slurm.folder.glob("*.log")]
-            raise RuntimeError("Slurm does not start:\n" + "\n".join(logs))
-        time.sleep(POLL_SECONDS)
 
 
 def _end_jobs(slurm: Slurm) -> None:
@@ -186,12 +226,3 @@ def _end_jobs(slurm: Slurm) -> None:
     deadline = time.monotonic() + 2 * KILL_WAIT
     while slurm.run("squeue", "--noheader", check=False) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -6,8 +6,9 @@ all weights: one with a zero true gradient holds noise), pixels alike.
 
 from __future__ import annotations
 
-import json
 import pathlib
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -16,51 +17,13 @@ import numpy as np
 import pytest
 import rasterio
 from local_slurm import NODES, ROOT, Slurm
+from training import STEPS, TOLERANCE, distance, fit_here, logged_steps, options
+
+pytestmark = pytest.mark.cluster
 
 STRATEGIES = (pytest.param("horovod", marks=pytest.mark.horovod), "multiworker")
-TOLERANCE = 1e-6
-STEPS = 6
 # Long enough to be interrupted, short enough to be awaited.
-MANY_STEPS = 600
-SETTINGS = {
-    "model.options.filters": 8,
-    "model.options.blocks": 2,
-    "run.precision": "float32",
-    "run.global_batch": 12,
-    "run.log_every": 1,
-}
-
-
-def options(data: pathlib.Path, workdir: pathlib.Path, steps: int) -> list[str]:
-    """Of kerass2.fit."""
-    settings = [text for key, value in SETTINGS.items() for text in ("--set", f"{key}={value}")]
-    return ["--data", str(data), "--workdir", str(workdir), "--steps", str(steps), *settings]
-
-
-def fit_here(data: pathlib.Path, workdir: pathlib.Path, steps: int) -> pathlib.Path:
-    """Train with two local ranks."""
-    ranks = ["--strategy", "multiworker", "--workers", "2"]
-    command = [sys.executable, "-m", "kerass2.fit", *ranks, *options(data, workdir, steps)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return workdir
-
-
-def distance(one: pathlib.Path, other: pathlib.Path) -> float:
-    """||w1 - w2|| / ||w1|| over all weights of two work folders' newest checkpoints."""
-    flat = []
-    for workdir in (one, other):
-        with np.load(max((workdir / "checkpoints").glob("step-*.npz"))) as file:
-            names = sorted(name for name in file.files if name.startswith("model/"))
-            flat.append(np.concatenate([np.ravel(file[name]) for name in names]))
-    return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[0]))
-
-
-def logged_steps(workdir: pathlib.Path) -> list[int]:
-    """Steps that log.jsonl has a loss of, in its order."""
-    path = workdir / "log.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [value["step"] for value in map(json.loads, lines) if "loss" in value]
+MANY_STEPS = 300
 
 
 def wait_for_step(slurm: Slurm, job: str, workdir: pathlib.Path, step: int) -> None:
@@ -70,12 +33,6 @@ def wait_for_step(slurm: Slurm, job: str, workdir: pathlib.Path, step: int) -> N
         assert time.monotonic() < deadline, slurm.output(job)[-3000:]
         slurm.wait(job, "RUNNING", "PENDING", "CONFIGURING")
         time.sleep(0.1)
-
-
-@pytest.fixture(scope="module")
-def reference(prepared, tmp_path_factory) -> pathlib.Path:
-    """The work folder of two local ranks."""
-    return fit_here(prepared, tmp_path_factory.mktemp("local") / "run", STEPS)
 
 
 def test_every_rank_knows_its_place(slurm, tmp_path):
@@ -115,7 +72,6 @@ def test_fit_on_two_nodes_equals_two_local_ranks(slurm, prepared, reference, tmp
     assert distance(reference, tmp_path / "run") <= TOLERANCE
 
 
-@pytest.mark.cluster
 def test_predict_on_two_nodes_equals_one_process(slurm, prepared, reference, tmp_path):
     granule = prepared.parent / "granule"
     job = slurm.submit(
@@ -123,14 +79,8 @@ def test_predict_on_two_nodes_equals_one_process(slurm, prepared, reference, tmp
         *(str(reference), str(granule), "-o", str(tmp_path / "nodes.tif")),
         STRATEGY="multiworker",
     )
-    command = [
-        "-m",
-        "kerass2.predict",
-        str(reference),
-        "synthetic",
-        "-o",
-        str(tmp_path / "one.tif"),
-    ]
+    out = ["-o", str(tmp_path / "one.tif")]
+    command = ["-m", "kerass2.predict", str(reference), str(granule), *out]
     subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=300)
     slurm.wait(job, "COMPLETED")
     with rasterio.open(tmp_path / "nodes.tif") as nodes, rasterio.open(tmp_path / "one.tif") as one:
@@ -138,7 +88,6 @@ def test_predict_on_two_nodes_equals_one_process(slurm, prepared, reference, tmp
         np.testing.assert_array_equal(nodes.read(), one.read())
 
 
-@pytest.mark.cluster
 def test_a_cancelled_job_saves_ends_and_stays_away(slurm, prepared, tmp_path):
     workdir = tmp_path / "run"
     job = slurm.submit("slurm/fit_multiworker.sbatch", *options(prepared, workdir, 10**6))
@@ -155,11 +104,15 @@ def test_a_cancelled_job_saves_ends_and_stays_away(slurm, prepared, tmp_path):
     assert running.stdout == b""
 
 
-@pytest.mark.cluster
+@pytest.fixture(scope="module")
+def whole(prepared, tmp_path_factory) -> pathlib.Path:
+    """The work folder of two local ranks that nothing interrupts."""
+    return fit_here(prepared, tmp_path_factory.mktemp("whole") / "run", MANY_STEPS)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_warned_job_is_queued_again_and_goes_on(slurm, prepared, tmp_path, strategy):
+def test_a_warned_job_is_queued_again_and_goes_on(slurm, prepared, whole, tmp_path, strategy):
     """The warning comes by hand; what a real time limit does: the test below."""
-    whole = fit_here(prepared, tmp_path / "whole", MANY_STEPS)
     workdir = tmp_path / "run"
     command = [f"slurm/fit_{strategy}.sbatch", *options(prepared, workdir, MANY_STEPS)]
     job = slurm.submit(*command)
@@ -178,8 +131,6 @@ def test_a_warned_job_is_queued_again_and_goes_on(slurm, prepared, tmp_path, str
     assert distance(whole, workdir) <= TOLERANCE
 
 
-@pytest.mark.cluster
-@pytest.mark.slow
 def test_the_time_limit_warns(slurm, prepared, tmp_path):
     """Of two minutes; Slurm warns up to a minute earlier than it is told to."""
     workdir = tmp_path / "run"
@@ -192,20 +143,81 @@ def test_the_time_limit_warns(slurm, prepared, tmp_path):
     assert "the job is back in the queue" in slurm.output(job)
 
 
-@pytest.mark.cluster
+@pytest.mark.horovod
+def test_a_killed_node_puts_the_job_back_and_it_goes_on(slurm, prepared, whole, tmp_path):
+    """From its last checkpoint, once the node is there again."""
+    workdir = tmp_path / "run"
+    often = ["--set", "run.checkpoint_every=10"]
+    command = ["slurm/fit_horovod.sbatch", *options(prepared, workdir, MANY_STEPS), *often]
+    job = slurm.submit(*command, RESTARTS="1")
+    wait_for_step(slurm, job, workdir, 20)
+    slurm.kill_node(list(NODES)[1])
+    slurm.wait(job, "PENDING", seconds=90)
+    assert logged_steps(workdir)[-1] < MANY_STEPS, "it was killed too late to show anything"
+    slurm.start_node(list(NODES)[1])
+    slurm.wait_for_nodes()
+    slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    assert slurm.wait(job, "COMPLETED", seconds=120)["Restarts"] == "1"
+    assert re.search(r"resuming after \d+0\n", slurm.output(job))
+    assert logged_steps(workdir) == list(range(1, MANY_STEPS + 1))
+    assert distance(whole, workdir) <= TOLERANCE
+
+
+def test_a_taken_port_ends_the_job_before_the_first_step(slurm, prepared, tmp_path):
+    with socket.create_server(("", 0)) as other:
+        port = str(other.getsockname()[1])
+        command = ["slurm/fit_multiworker.sbatch", *options(prepared, tmp_path / "run", STEPS)]
+        job = slurm.submit(*command, KERASS2_PORT=port, KERASS2_START_SECONDS="5")
+        slurm.wait(job, "FAILED")
+    assert re.search(rf"^error: port {port} is taken on ", slurm.output(job), re.MULTILINE)
+    assert not (tmp_path / "run").exists()
+
+
+def check_shards(folder: pathlib.Path, expected: pathlib.Path) -> None:
+    """All shards are the same, byte for byte."""
+    names = {path.relative_to(expected) for path in expected.rglob("*.tfrecord")}
+    assert names == {path.relative_to(folder) for path in folder.rglob("*.tfrecord")} != set()
+    for name in names:
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+
+
 def test_prepare_on_two_nodes_equals_one_machine(slurm, prepared, tmp_path):
-    """The manifest has the checksums of all shards."""
     granule = prepared.parent / "granule"
     command = ["slurm/prepare_dask.sbatch", str(granule), "-o", str(tmp_path / "set")]
-    job = slurm.submit(*command)
-    slurm.wait(job, "COMPLETED")
-    files = {path.relative_to(prepared) for path in prepared.rglob("*.tfrecord")}
-    assert files
-    for path in files:
-        assert (tmp_path / "set" / path).read_bytes() == (prepared / path).read_bytes(), path
+    slurm.wait(slurm.submit(*command), "COMPLETED")
+    check_shards(tmp_path / "set", prepared)
 
 
-@pytest.mark.cluster
+def test_prepare_by_dask_jobqueue_equals_one_machine(slurm, prepared, tmp_path):
+    """CONTRIBUTING's own lines, with workers that fit these nodes."""
+    pytest.importorskip("dask_jobqueue", reason="no dask-jobqueue here")
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (code,) = re.findall(r"```python\n(from dask_jobqueue.+?)```", text, re.DOTALL)
+    size = 'cores=24, processes=24, memory="24GB"'
+    assert size in code and "scale(jobs=4)" in code
+    code = code.replace(size, 'cores=1, processes=1, memory="1GB"').replace("jobs=4", "jobs=2")
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=slurm.environment,
+        cwd=tmp_path,
+    ) as cluster:
+        address = cluster.stdout.readline().strip()
+        granule, out = str(prepared.parent / "granule"), str(tmp_path / "set")
+        prepare = ["-m", "kerass2.prepare", granule, "-o", out, "--dask", address]
+        done = subprocess.run(
+            [sys.executable, *prepare], cwd=ROOT, capture_output=True, text=True, timeout=200
+        )
+        jobs = slurm.run("squeue", "--noheader", "--format=%j %t").splitlines()
+        cluster.communicate("\n", timeout=60)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert cluster.returncode == 0
+    assert [job.split()[0] for job in jobs] == ["dask-worker"] * 2
+    check_shards(tmp_path / "set", prepared)
+
+
 @pytest.mark.horovod
 def test_the_doctor_sees_both_nodes(slurm, tmp_path):
     script = tmp_path / "doctor.sbatch"

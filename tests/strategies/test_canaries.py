@@ -108,6 +108,20 @@ def test_without_our_replacement_keras_sums_a_second_time(tmp_path):
             np.testing.assert_array_equal(weights["started"], np.full((2, 1), -(1 + 2)))
 
 
+def test_multiworkers_patience_reaches_tensorflow():
+    """strategies/multiworker.py sets it by a function that is not public."""
+    code = """
+        import os, strategies
+        os.environ["KERASS2_STALL_SECONDS"] = "77.5"
+        strategies.get("multiworker")
+        from tensorflow.python.eager import context
+        print(context.context()._coordination_service_config.heartbeat_timeout_in_ms)
+    """
+    result = run_ranks("multiworker", "-c", textwrap.dedent(code))
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "77500" in result.stdout.splitlines()
+
+
 def test_the_private_hook_of_keras_optimizers_is_there():
     """strategies/multiworker.py replaces it on the instance.
 

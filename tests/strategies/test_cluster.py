@@ -117,6 +117,12 @@ CHIEF = json.dumps(
         ),
         ({"TF_CONFIG": CHIEF}, Cluster("tf_config", 1, 2, 0, 1, ("a", "b"), "a:1,b:1")),
         (OPENMPI, Cluster("openmpi", 1, 2, 1, 2, job="3520790529", mpi=True)),
+        (
+            TWO_ON_TWO | {"KERASS2_HOSTS": "h1:2,h2:2"},
+            Cluster("openmpi", 2, 4, 0, 2, ("h1", "h1", "h2", "h2"), "openmpi", mpi=True),
+        ),
+        # srun tells the hosts: it is believed.
+        (SRUN | {"KERASS2_HOSTS": "h1:3"}, detect(SRUN)),
         # mpirun tells no hosts; the allocation around it does, where each has as many ranks.
         (
             TWO_ON_TWO | BATCH_SCRIPT,
@@ -175,6 +181,8 @@ def test_detect(environ, expected):
         {"TF_CONFIG": CHIEF.replace("chief", "ps")},
         {"PMI_RANK": "0", "PMI_SIZE": "2"},
         HOROVODRUN | {"KERASS2_HOSTS": "h1"},
+        HOROVODRUN | {"KERASS2_HOSTS": "h1:2,h2:1"},
+        HOROVODRUN | {"KERASS2_HOSTS": "h1:3,h2:1"},
         {key: value for key, value in JSRUN.items() if key != "LSB_JOBID"},
         # A distribution whose order the environment does not tell.
         CYCLIC | {"SLURM_DISTRIBUTION": "block"},

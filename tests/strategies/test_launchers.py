@@ -7,10 +7,12 @@ jobs, and two plans on the screen. Environments: test_cluster.py; a real Slurm: 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import types
@@ -18,9 +20,10 @@ import types
 import pytest
 
 from data_pipelines import synthetic
-from strategies import horovod
+from strategies import horovod, meeting, multiworker
 from strategies.base import StrategyError
 from strategies.cluster import Cluster
+from strategies.settings import Settings
 
 HERE = pathlib.Path(__file__).parent
 ENVIRONMENT = {
@@ -163,6 +166,82 @@ def test_an_interface_that_is_not_there_ends_all(strategy):
     )
     assert [code for code, *_ in ends] == [1, 1]
     assert ends[0][2].splitlines()[-1].startswith("error: no interface 'ib7' with an IPv4 address")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_that_does_not_come(rank):
+    """TF_CONFIG names two, one is there; TensorFlow alone would wait for an hour."""
+    with socket.socket() as kept:
+        kept.bind(("127.0.0.1", 0))
+        ports = [kept.getsockname()[1], 1]
+    workers = [f"127.0.0.1:{port}" for port in (ports if rank == 0 else ports[::-1])]
+    config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "meet_rank.py"), "multiworker"],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {"TF_CONFIG": json.dumps(config), "KERASS2_START_SECONDS": "2"},
+        timeout=120,
+    )
+    assert done.returncode == 1
+    said = "1 of 2 ranks have not come to" if rank == 0 else "rank 1 did not reach rank 0 at"
+    assert done.stderr.splitlines()[-1].startswith(f"error: {said}"), done.stderr[-3000:]
+
+
+def test_workers_of_a_given_tf_config_join():
+    with socket.socket() as one, socket.socket() as other:
+        for each in (one, other):
+            each.bind(("127.0.0.1", 0))
+        workers = [f"127.0.0.1:{each.getsockname()[1]}" for each in (one, other)]
+    config = {"cluster": {"chief": workers[:1], "worker": workers[1:]}}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "meet_rank.py"), "multiworker"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT | {"TF_CONFIG": json.dumps(config | {"task": task})},
+        )
+        for task in ({"type": "chief", "index": 0}, {"type": "worker", "index": 0})
+    ]
+    ends = [rank.communicate(timeout=120) for rank in ranks]
+    assert [out for out, _ in ends] == ["0 of 2, local 0: 3\n", "1 of 2, local 1: 3\n"], ends
+
+
+def test_a_port_is_held_until_tensorflow_takes_it():
+    with multiworker.local_environments(2) as environments:
+        workers = json.loads(environments[1]["TF_CONFIG"])["cluster"]["worker"]
+        ports = {int(worker.rpartition(":")[2]) for worker in workers}
+        assert len(ports) == 2
+        for port in ports:
+            with pytest.raises(OSError, match="Address already in use"):
+                socket.create_server(("127.0.0.1", port))
+            # As TensorFlow's server does.
+            socket.create_server(("127.0.0.1", port), reuse_port=True).close()
+    assert {each["TF_GRPC_REUSE_PORT"] for each in environments} == {"true"}
+
+
+def test_a_taken_port_of_tf_config_is_named():
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        config = json.dumps({"cluster": {"worker": [f"a:{port}", "b:1"]}})
+        place = Cluster("tf_config", 0, 2, 0, 1, ("a", "b"))
+        with pytest.raises(StrategyError, match=rf"^port {port} of TF_CONFIG is taken on "):
+            multiworker._meet_at_named_ports(place, Settings(), config)
+
+
+def test_a_host_that_takes_its_own_name_for_a_loopback_address(monkeypatch):
+    """Other hosts do not reach that, and Horovod 0.28.1 gives it to them, whatever interface."""
+    addresses = {"lo": "127.0.0.1", "ib0": "10.0.0.1", "eth0": "10.1.0.1"}
+    monkeypatch.setattr(meeting, "address_of", addresses.__getitem__)
+    monkeypatch.setattr(meeting, "resolve", lambda host: "127.0.1.1")
+    horovod._check_own_name("lo")
+    with pytest.raises(StrategyError, match=r"takes its own name for 127\.0\.1\.1"):
+        horovod._check_own_name("ib0")
+    monkeypatch.setattr(meeting, "resolve", lambda host: "10.1.0.1")
+    horovod._check_own_name("eth0")
+    with pytest.warns(UserWarning, match=r"by 10\.1\.0\.1, .+ and not by ib0"):
+        horovod._check_own_name("ib0")
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ def test_a_missing_interface_is_named():
         ({"KERASS2_INTERFACE": "", "KERASS2_PORT": ""}, Settings()),
         ({"KERASS2_INTERFACE": "ib0", "KERASS2_COLLECTIVES": "nccl"}, Settings("ib0", "NCCL")),
         ({"KERASS2_PORT": "4711", "KERASS2_START_SECONDS": "2.5"}, Settings(None, None, 4711, 2.5)),
+        ({"KERASS2_STALL_SECONDS": "12"}, Settings(None, None, None, 300.0, 12.0)),
     ],
 )
 def test_settings(environ, expected):
@@ -141,6 +142,7 @@ def test_settings(environ, expected):
         ("KERASS2_START_SECONDS", "0"),
         ("KERASS2_START_SECONDS", "inf"),
         ("KERASS2_START_SECONDS", "nan"),
+        ("KERASS2_STALL_SECONDS", "-1"),
     ],
 )
 def test_settings_that_are_none(name, value):
