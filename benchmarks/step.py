@@ -7,6 +7,7 @@ Three ratios on one batch in memory, each from measurements that take turns in o
 and for a ResNet that keras.applications has too (patches of 120 px: --patch 120)
   loop over applications  the package's loop against a bare step of that network, same input
   bfloat16 over float32, applications   that network in both precisions
+Where the loop gains less than ENOUGH from bfloat16, a profile names the layers (step_profile.py).
 
 Every process makes step_rank.WARM_UP steps of each variant before it measures. A measurement is the
 mean of step_rank.BLOCK steps; for the efficiency it is the median of `rounds` such means.
@@ -26,12 +27,13 @@ from typing import Any
 
 import click
 
-from benchmarks import record
+from benchmarks import record, step_profile
 from benchmarks.step_rank import BLOCK, WARM_UP
 from kerass2 import config
 
 PRECISIONS = ("float32", "bfloat16")
 DISTRIBUTED = ("horovod", "multiworker")
+ENOUGH = 1.6
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -100,6 +102,9 @@ def main(
         name = "bfloat16 over float32" + (", applications" if kind == "applications" else "")
         float32, bfloat16 = (seconds[kind, precision] for precision in PRECISIONS)
         _report(output, name, float32, bfloat16, batch, both)
+    loops = [statistics.median(seconds["loop", precision]) for precision in PRECISIONS]
+    if _has_twin(chosen) and loops[0] / loops[1] < ENOUGH:
+        _profile(output, case, what)
     if not ranks:
         return
     what["cores_used"] = cores = _two_cores()
@@ -109,6 +114,19 @@ def main(
             alone, together = medians["single", precision], medians[strategy, precision]
             name, of = f"efficiency of 2 ranks, {strategy}", {"precision": precision, **what}
             _report(output, name, alone, together, 2 * batch, of, BLOCK * rounds)
+
+
+def _profile(output: pathlib.Path, case: dict[str, Any], what: dict[str, Any]) -> None:
+    """Time each layer by itself in a new process; append and print where the time goes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "layers.json"
+        script = [sys.executable, "-m", "benchmarks.step_profile"]
+        subprocess.run([*script, json.dumps({**case, "output": str(path)})], check=True)
+        rows = step_profile.summarise(json.loads(path.read_text()))
+    record.append(output, "layers of a step", **what, unit="s", layers=rows)
+    click.echo("layers, each alone: share of the sum in bfloat16; float32 over bfloat16")
+    for row in rows:
+        click.echo(f"  {row['layers']:<32} {row['share']:6.1%}  {row['ratio']:.2f}")
 
 
 def _has_twin(experiment: config.Experiment) -> bool:

@@ -59,10 +59,10 @@ def _make(strategy: Strategy, case: dict[str, Any], precision: str) -> tuple[Any
         )
         optimizer.build(model.trainable_variables)
     strategy.start(model, optimizer)
-    return model, optimizer, _draw(models.describe(model), case, strategy.rank)
+    return model, optimizer, draw(models.describe(model), case, strategy.rank)
 
 
-def _draw(takes: dict[str, Any], case: dict[str, Any], rank: int) -> dict[str, Any]:
+def draw(takes: dict[str, Any], case: dict[str, Any], rank: int) -> dict[str, Any]:
     """A batch of what a model takes and gives, see models.describe: random numbers or labels."""
     import tensorflow as tf
 
@@ -80,6 +80,13 @@ def _draw(takes: dict[str, Any], case: dict[str, Any], rank: int) -> dict[str, A
     return {"inputs": inputs, "targets": {takes["target"]: target}}
 
 
+def _count(targets: dict[str, Any]) -> Any:
+    """How many patches of the batch have each class, and their number; None without labels."""
+    if "labels" not in targets:
+        return None
+    return targets["labels"].numpy().sum(axis=0).astype(np.int64), len(targets["labels"])
+
+
 def _build_loop(strategy: Strategy, case: dict[str, Any], precision: str) -> Run:
     """The package's own loop and step, over a tf.data dataset that repeats the batch."""
     import tensorflow as tf
@@ -89,7 +96,9 @@ def _build_loop(strategy: Strategy, case: dict[str, Any], precision: str) -> Run
 
     model, optimizer, batch = _make(strategy, case, precision)
     global_batch = case["batch"] * strategy.world_size
-    loss = losses.get(case["experiment"]["loss"])
+    loss = losses.get(
+        case["experiment"]["loss"], case["experiment"]["loss_options"], _count(batch["targets"])
+    )
     step = build_step(strategy, model, optimizer, loss, global_batch)
     options = tf.data.Options()
     options.autotune.enabled = False  # nothing to tune, and its thread can hold up the end

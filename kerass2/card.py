@@ -18,7 +18,7 @@ import click
 from data_pipelines.files import replacing
 from data_pipelines.spec import DataError, json_text
 from kerass2 import card_records as records
-from kerass2 import cli, inputs, report, shipped
+from kerass2 import cli, config, inputs, report, shipped
 from kerass2 import workdir as folder
 
 TEMPLATE = pathlib.Path(__file__).parent / "templates" / "card.md"
@@ -43,9 +43,14 @@ def build_card(
 
     Raises:
         DataError: a record that is missing or does not fit, a scene without a row, or one trained
-            on that its licence keeps for evaluation; levels mixed.
+            on that its licence keeps for evaluation; levels mixed; a classifier.
     """
     table, task = records.read_sources(sources), inputs.read_task(file)
+    if task == config.LABEL_TASK:
+        raise DataError(
+            f"{file}: gives labels; cards are for models that sharpen, and kerass2.report has a "
+            "classifier's data, training and scores"
+        )
     trained = records.read_training(file)
     rows = [records.find_scene(table, scene, sources) for scene in trained["scenes"]]
     wrong = [row.scenes for row in rows if row.use != records.TRAINING]

@@ -100,6 +100,11 @@ def check(
         raise DataError(f"--whole {whole}: {main.file} gives labels of patches")
     if tune and not labelled:
         raise DataError(f"--tune is for labels; {main.file} is for {main.task}")
+    if tune and split == "validation":
+        raise DataError(
+            "--tune --split validation: thresholds would be scored on the patches that they are "
+            "tuned on; expected another split"
+        )
     rows = None
     if published is not None and labelled:
         rows = label_tables.read_published(published)

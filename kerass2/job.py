@@ -131,7 +131,7 @@ def check(
     experiment = label_data.resolve(experiment, source.spec)
     if resume:
         folder.check_data(workdir, found.digest)
-        _warn_of_cosine(experiment, workdir)
+        _warn_of_length(experiment, workdir)
     steps_per_epoch = batching.num_steps(len(source), experiment.run.global_batch or 1)
     config.num_steps(experiment, steps_per_epoch)
     config.check_validation(experiment, found.counts.get("validation", 0))
@@ -180,15 +180,16 @@ def _check_model(experiment: config.Experiment) -> None:
         )
 
 
-def _warn_of_cosine(experiment: config.Experiment, workdir: pathlib.Path) -> None:
+def _warn_of_length(experiment: config.Experiment, workdir: pathlib.Path) -> None:
     """A schedule that spans the run bends when the run gets another length on resume."""
     saved = workdir / folder.EXPERIMENT
-    if experiment.optimizer.schedule != "cosine" or not saved.exists():
+    schedule = experiment.optimizer.schedule
+    if schedule not in ("cosine", "polynomial") or not saved.exists():
         return
     old, new = config.read(saved).run, experiment.run
     if (old.steps, old.epochs) != (new.steps, new.epochs):
         click.echo(
-            "warning: the run has another length than before, and the cosine schedule spans it: "
-            "the learning rate jumps, and the result is not that of one run of the new length",
+            f"warning: the run has another length than before, and the {schedule} schedule spans "
+            "it: the learning rate jumps, and the result is not that of one run of the new length",
             err=True,
         )

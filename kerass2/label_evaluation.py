@@ -72,11 +72,11 @@ def predict_tables(predicts: Mapping[str, Predict], source: Source, strategy: St
         truth[rows] = batch["targets"][labels.TARGET][counts]
         for name, predict in predicts.items():
             found[name][rows] = predict(batch["inputs"])[labels.PROBABILITY][counts]
-    joined = {name: _sum(strategy, table).astype(np.float32) for name, table in found.items()}
-    return _sum(strategy, truth) > 0.5, joined
+    joined = {name: sum_tables(strategy, table).astype(np.float32) for name, table in found.items()}
+    return sum_tables(strategy, truth) > 0.5, joined
 
 
-def _sum(strategy: Strategy, table: NDArray[np.float64]) -> NDArray[np.float64]:
+def sum_tables(strategy: Strategy, table: NDArray[np.float64]) -> NDArray[np.float64]:
     """Over ranks, some rows at a time."""
     flat = table.ravel()
     pieces = [strategy.sum(flat[start : start + PIECE]) for start in range(0, flat.size, PIECE)]

@@ -42,7 +42,9 @@ def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def describe(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Tables and plots of evaluation.json."""
-    shown = (label_tables.overall(evaluation), label_tables.by_class(evaluation))
+    shown = [label_tables.overall(evaluation), label_tables.by_class(evaluation)]
+    if (confused := label_tables.confused(evaluation)).rows:
+        shown.append(confused)
     return {
         "tables": [_format(table) for table in shown],
         "plots": [_plot(evaluation, draw) for draw in (_draw_bars, _draw_curves)],
@@ -51,7 +53,12 @@ def describe(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 def _format(table: Table) -> dict[str, Any]:
     rows = [[render.format_cell(cell) for cell in row] for row in table.rows]
-    return {"columns": table.columns, "rows": rows, "notes": table.notes}
+    return {
+        "name": table.caption.rpartition(": ")[2],
+        "columns": table.columns,
+        "rows": rows,
+        "notes": table.notes,
+    }
 
 
 # --- plots ---------------------------------------------------------------------------------------
@@ -90,8 +97,11 @@ def _draw_bars(axes: Any, evaluation: Mapping[str, Any], inks: tuple[str, str, s
     axes.barh(np.arange(len(order)), [f1[i] for i in order], color=line, height=0.7)
     axes.set_yticks(np.arange(len(order)), [_shorten(names[i]) for i in order])
     for place, i in enumerate(order):
-        axes.annotate(f"{support[i]:,}", (1.0, place), fontsize=7, va="center", ha="right")
+        # Beside the axes: a bar may reach their end.
+        number = f"{support[i]:,}"
+        axes.annotate(number, (1.01, place), fontsize=7, va="center", annotation_clip=False)
     axes.set_xlim(0, 1)
+    axes.set_ylim(-0.6, len(order) - 0.4)
     axes.set_title("F1 of each class, and how many patches have it", loc="left", fontsize=10)
     worst = min(range(len(names)), key=lambda i: f1[i])
     return f"F1 of {len(names)} classes, lowest {names[worst]} with {f1[worst]:.3f}"
@@ -102,23 +112,38 @@ def _draw_curves(axes: Any, evaluation: Mapping[str, Any], inks: tuple[str, str,
     faint, line, ink = inks
     curves = evaluation["precision_recall"][MAIN]
     support = evaluation["methods"][MAIN]["classes"]["support"]
-    axes.figure.set_size_inches(5.2, 4.2)
+    axes.figure.set_size_inches(6.4, 4.2)
     frequent = [i for i in np.argsort(support)[::-1][:MOST_CURVES] if curves["classes"][i]]
-    for i in frequent:
-        axes.plot(*_points(curves["classes"][i]), color=faint, linewidth=1)
-        x, y = _points(curves["classes"][i])
-        axes.annotate(_shorten(evaluation["classes"][i]), (x[-1], y[-1]), fontsize=6, ha="right")
+    shown = [(evaluation["classes"][i], curves["classes"][i], faint, 1) for i in frequent]
     if curves["micro"]:
-        axes.plot(*_points(curves["micro"]), color=line, linewidth=2)
+        shown.append(("all labels", curves["micro"], line, 2))
+    shown.sort(key=lambda curve: float(_points(curve[1])[1][-1]))
+    ends = _spread([_points(curve)[1][-1] for _, curve, _, _ in shown], 0.055)
+    for (name, curve, colour, width), end in zip(shown, ends, strict=True):
+        recall, precision = _points(curve)
+        axes.plot(recall, precision, color=colour, linewidth=width)
+        place = {"xy": (recall[-1], precision[-1]), "xytext": (1.04, end), "va": "center"}
+        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.5}
+        axes.annotate(_shorten(name, 30), fontsize=6.5, **place, arrowprops=arrow)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("recall", color=ink)
-    axes.set_title("Precision over recall: all labels, and frequent classes", loc="left")
+    title = "Precision over recall: all labels, and frequent classes"
+    axes.set_title(title, loc="left", fontsize=10)
     return f"precision over recall of all labels and of {len(frequent)} frequent classes"
 
 
 def _points(curve: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     return curve["recall"], curve["precision"]
+
+
+def _spread(values: list[float], gap: float) -> list[float]:
+    """Ascending values moved apart, at least `gap` between neighbours, about where they were."""
+    up: list[float] = []
+    for value in values:
+        up.append(max(value, up[-1] + gap) if up else value)
+    excess = max(up[-1] - 1.0, 0.0) if up else 0.0
+    return [value - excess for value in up]
 
 
 def _shorten(name: str, most: int = 40) -> str:

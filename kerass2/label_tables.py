@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.spec import DataError
+from kerass2 import methods
 from kerass2.tables import Cell, Table
 
 # Columns of published results: of all patches (Table 2), and class by class (Table 3).
@@ -35,18 +36,18 @@ def overall(result: Mapping[str, Any]) -> Table:
     for method, found in result["methods"].items():
         first = (found["micro"][name] for name in GLOBAL[1:])
         more = (found[group][name] for group, name in further.values())
-        rows.append((method, *first, *more, *(found[name] for name in plain), "measured"))
+        rows.append((method, "measured", *first, *more, *(found[name] for name in plain)))
     ends: tuple[int, ...] = (len(rows) - 1,)
     published = result.get("published", {}).get("global", ())
     for row in published:
         nothing = (None,) * (len(further) + len(plain))
         # As printed: 0.70 says more than 0.7.
-        rows.append((row["model"], *(row[name] for name in GLOBAL[1:]), *nothing, "published"))
+        rows.append((row["model"], "published", *(row[name] for name in GLOBAL[1:]), *nothing))
     if published:
         ends = (*ends, len(rows) - 1)
-    columns = ("method", *GLOBAL[1:], *further, *plain, "source")
+    columns = ("method", "source", *GLOBAL[1:], *further, *plain)
     caption = f"{result['task']}, {result['split']}: the columns of the paper's Table 2, and more"
-    return Table(caption, columns, tuple(rows), ends, _notes(result), texts=1)
+    return Table(caption, columns, tuple(rows), ends, _notes(result), texts=2)
 
 
 def by_class(result: Mapping[str, Any]) -> Table:
@@ -73,6 +74,27 @@ def by_class(result: Mapping[str, Any]) -> Table:
     caption = f"{result['task']}, {result['split']}: F1 and average precision of each class"
     columns = ("class", "support", *ours, *theirs)
     return Table(caption, columns, tuple(rows), tuple(ends), _notes(result), texts=1)
+
+
+def confused(result: Mapping[str, Any], most: int = 10) -> Table:
+    """Pairs of classes: how often the model saw the second one in place of the first."""
+    counts = result["confusion"][methods.MAIN]
+    pairs = [
+        (number, i, j)
+        for i, row in enumerate(counts["confused"])
+        for j, number in enumerate(row)
+        if number
+    ]
+    pairs.sort(key=lambda pair: (-pair[0], pair[1:]))
+    names, together = result["classes"], counts["together"]
+    rows: list[tuple[Cell, ...]] = [
+        (names[i], names[j], number, together[i][i], together[i][j])
+        for number, i, j in pairs[:most]
+    ]
+    caption = f"{result['task']}, {result['split']}: classes taken for each other"
+    columns = ("missed", "predicted instead", "patches", "support of the missed", "have both")
+    note = "instead: in patches that do not have it. A patch with several classes may count twice."
+    return Table(caption, columns, tuple(rows), (len(rows) - 1,), (note,), texts=2)
 
 
 def _notes(result: Mapping[str, Any]) -> tuple[str, ...]:

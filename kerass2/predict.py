@@ -1,4 +1,4 @@
-"""`python -m kerass2.predict [MODEL] INPUT... -o OUT`: sharpen granules to 10 m."""
+"""`python -m kerass2.predict [MODEL] INPUT... -o OUT`: sharpen granules to 10 m, or label them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Repeated here so that --help imports neither numpy nor rasterio; a test holds them equal.
 FORMATS = ("COG", "GTiff", "Zarr")
+LABEL_FORMATS = ("CSV", "GeoJSON", "GeoParquet")
 PROCEDURES = ("lattice", "dsen2")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -125,7 +126,8 @@ class _Numbers(click.ParamType):
     "--output",
     required=True,
     type=click.Path(path_type=pathlib.Path),
-    help="File to write (.tif, .zarr); of several inputs the folder, one file each.",
+    help="File to write (.tif, .zarr; of labels .csv, .geojson, .parquet, .tif); of several inputs "
+    "the folder, one file each.",
 )
 @click.option(
     "--model-60m",
@@ -152,7 +154,10 @@ class _Numbers(click.ParamType):
     help="File; the rectangle of pixels around what is in it.",
 )
 @click.option(
-    "--format", "kind", type=click.Choice(FORMATS), help="Default: Zarr for .zarr, else COG."
+    "--format",
+    "kind",
+    type=click.Choice((*FORMATS, *LABEL_FORMATS)),
+    help="Default: by the output's name; of several inputs COG, or CSV of labels.",
 )
 @ranks.options(default="single")
 @click.option(
@@ -175,7 +180,17 @@ class _Numbers(click.ParamType):
     "--window",
     type=click.IntRange(min=1),
     help="Edge of a window [px of 10 m]. The result depends on it only where a model's mean-shift "
-    "or attention has no blocks, and with --procedure dsen2.",
+    "or attention has no blocks, with --procedure dsen2, and of labels (default: 120).",
+)
+@click.option(
+    "--stride",
+    type=click.IntRange(min=1),
+    help="Of labels: from one window to the next [px of 10 m]; default: side by side.",
+)
+@click.option(
+    "--threshold",
+    help="Of labels: probability from which on a class is there (default: 0.5), or the file of "
+    "kerass2.evaluate --tune.",
 )
 @click.option(
     "--border", type=click.IntRange(min=0), help="Border of --procedure dsen2 [px of 10 m]."
@@ -183,7 +198,7 @@ class _Numbers(click.ParamType):
 def main(
     arguments: tuple[pathlib.Path, ...], strategy: str, workers: int | None, **options: Any
 ) -> None:
-    """Sharpen each INPUT to 10 m.
+    """Sharpen each INPUT to 10 m; or, with a classifier, label its land cover.
 
     MODEL_OR_WORKDIR is a .keras file, the work folder of kerass2.fit, DSen2's weights (.npz,
     .hdf5), or the name of weights that come with kerass2 (superres_20m_L1C). Without it those are
@@ -195,10 +210,17 @@ def main(
     the model reads has none. The words sample and synthetic mean the real sample's area and a
     made-up granule. Inputs that fail are named at the end (exit code 1); the others are written.
     With --strategy horovod or multiworker ranks share the windows.
-    """
-    from kerass2 import predict_job
 
-    job = predict_job.check(arguments, **options)
+    A classifier's INPUT may also be a folder of BigEarthNet patches, their LMDB, or a data set of
+    kerass2.prepare; all else is cut into windows of 1.2 km. Tables have a row for each patch or
+    window with its labels and each class' probability, a .tif a band of probabilities for each
+    class and a pixel for each window. A window where some pixel has no data in any band of its GSD
+    gets no labels (NaN).
+    """
+    from kerass2 import label_job, predict_job
+
+    classifier = label_job.is_for(arguments)
+    job = (label_job if classifier else predict_job).check(arguments, **options)
     here = ranks.start(strategy, workers)
     failed = []
     if here.is_chief:

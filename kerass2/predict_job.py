@@ -8,7 +8,7 @@ import pathlib
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TASKS = {"superres_20m": 20, "superres_60m": 60}
 # Counts up when the same model gives other pixels: windows made before are not gone on with.
 PIXELS = 2
+LABEL_FORMATS = ("CSV", "GeoJSON", "GeoParquet")
 SUFFIXES = {".tif": ("COG", "GTiff"), ".tiff": ("COG", "GTiff"), ".zarr": ("Zarr",)}
 
 
@@ -98,7 +99,11 @@ def check(arguments: Sequence[pathlib.Path], **options: Any) -> Job:
 
     chosen = [name for name in ("roi", "roi_lonlat", "geojson") if options[name] is not None]
     if len(chosen) > 1:
-        raise click.UsageError(f"{', '.join(map(_dashed, chosen))}: choose one")
+        raise click.UsageError(f"{', '.join(map(dashed, chosen))}: choose one")
+    foreign = [name for name in ("stride", "threshold") if options.get(name) is not None]
+    if foreign or options["kind"] in LABEL_FORMATS:
+        given = [*map(dashed, foreign), *([options["kind"]] if not foreign else [])]
+        raise click.UsageError(f"{', '.join(given)}: for a model that gives labels")
     if options["border"] is not None and options["procedure"] != "dsen2":
         raise click.UsageError("--border is of --procedure dsen2")
     wanted = None if options["bands"] is None else tuple(options["bands"].split(","))
@@ -109,18 +114,16 @@ def check(arguments: Sequence[pathlib.Path], **options: Any) -> Job:
     paths = tuple(path for path, _ in resolved)
     messages = tuple(dict.fromkeys(message for _, message in resolved if message))
     messages += shipped.say_which([method.file for method in models])
-    targets = _find_targets(paths, options)
-    _keep_inputs(targets, (*paths, *(method.file for method in models)))
-    if options["resume"] and len(targets) > 1:
-        left = [n for n, target in enumerate(targets) if not target.is_done()]
-        messages += tuple(f"{t.path}: already there" for t in targets if t.is_done())
-        paths, targets = tuple(paths[n] for n in left), tuple(targets[n] for n in left)
+    targets = find_targets(paths, options, SUFFIXES)
+    keep_inputs(targets, (*paths, *(method.file for method in models)))
+    paths, targets, said = leave_out_done(paths, targets, options)
+    messages += said
     for target in targets:
         target.check(overwrite=options["overwrite"])
     return Job(models, tasks, paths, messages, targets, {**options, "bands": wanted})
 
 
-def _keep_inputs(targets: Sequence[Target], given: Sequence[pathlib.Path]) -> None:
+def keep_inputs(targets: Sequence[Target], given: Sequence[pathlib.Path]) -> None:
     """Refuse an output that is an input, whatever --overwrite says: a STAC item is a .json too."""
     there = {path.resolve() for path in given}
     for target in targets:
@@ -129,7 +132,19 @@ def _keep_inputs(targets: Sequence[Target], given: Sequence[pathlib.Path]) -> No
                 raise DataError(f"{path}: is an input; expected another name for the output")
 
 
-def _dashed(name: str) -> str:
+def leave_out_done(
+    paths: tuple[pathlib.Path, ...], targets: tuple[Target, ...], options: Mapping[str, Any]
+) -> tuple[tuple[pathlib.Path, ...], tuple[Target, ...], tuple[str, ...]]:
+    """(sources, outputs, what to say): with --resume, of several, those that are left to do."""
+    if not options["resume"] or len(targets) < 2:
+        return paths, targets, ()
+    left = [n for n, target in enumerate(targets) if not target.is_done()]
+    said = tuple(f"{t.path}: already there" for t in targets if t.is_done())
+    return tuple(paths[n] for n in left), tuple(targets[n] for n in left), said
+
+
+def dashed(name: str) -> str:
+    """An option as it is typed."""
     return "--" + name.replace("_", "-")
 
 
@@ -172,33 +187,50 @@ def _check_tasks(models: Sequence[Method]) -> None:
             )
 
 
-def _find_targets(sources: Sequence[pathlib.Path], options: dict[str, Any]) -> tuple[Target, ...]:
-    """The output of each source."""
-    from data_pipelines.raster_formats import FORMATS
+def find_targets(
+    sources: Sequence[pathlib.Path],
+    options: Mapping[str, Any],
+    suffixes: Mapping[str, Sequence[str]],
+) -> tuple[Target, ...]:
+    """The output of each source.
+
+    Args:
+        sources: the inputs.
+        options: output, kind, stac, preview.
+        suffixes: suffix of a file -> formats that it may have, the default first; of several inputs
+            the first one.
+
+    Raises:
+        DataError: a name or folder that does not fit, or two outputs of one name.
+    """
     from kerass2.outputs import Target
 
     output, kind = options["output"], options["kind"]
     beside = options["stac"], options["preview"]
+    # The first suffix of each format.
+    endings = {kind: suffix for suffix, kinds in reversed(list(suffixes.items())) for kind in kinds}
+    if kind is not None and kind not in endings:
+        raise DataError(f"--format {kind}: of such outputs there are {', '.join(endings)}")
     if len(sources) == 1:
-        allowed = SUFFIXES.get(output.suffix.lower())
+        allowed = suffixes.get(output.suffix.lower())
         if allowed is None:
-            raise DataError(f"{output}: expected a name that ends in .tif or .zarr")
+            there = " or ".join(dict.fromkeys(reversed(endings.values())))
+            raise DataError(f"{output}: expected a name that ends in {there}")
         if kind is not None and kind not in allowed:
-            raise DataError(f"{output}: expected a name that ends in {FORMATS[kind][0]} ({kind})")
+            raise DataError(f"{output}: expected a name that ends in {endings[kind]} ({kind})")
         return (Target(output, kind or allowed[0], *beside),)
-    if output.suffix.lower() in SUFFIXES and not output.is_dir():
+    if output.suffix.lower() in suffixes and not output.is_dir():
         raise DataError(f"{output}: {len(sources)} inputs; expected the name of a folder")
     try:
         output.mkdir(exist_ok=True)
     except OSError as error:
         raise DataError(f"{output}: cannot be made: {error.strerror or error}") from error
-    kind = kind or "COG"
+    kind = kind or next(iter(suffixes.values()))[0]
     names = [re.sub(r"\.(SAFE|SAFE\.zip|zip|npz|json)$", "", path.name) for path in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"several inputs are named {', '.join(twice)}: sharpen them one by one")
-    suffix = FORMATS[kind][0]
-    return tuple(Target(output / f"{name}{suffix}", kind, *beside) for name in names)
+    return tuple(Target(output / f"{name}{endings[kind]}", kind, *beside) for name in names)
 
 
 def _run(job: Job, networks: list[Network], number: int, strategy: Strategy, begin: Any) -> str:
@@ -245,15 +277,15 @@ def _plan(job: Job, networks: list[Network], source: pathlib.Path, *, say: bool)
     if say and place["crs"] is None:
         click.echo(f"warning: {source} has no CRS, so the output will have none", err=True)
     if say:
-        for text in _warn_of_levels(job.models, granule, source):
+        for text in warn_of_levels(job.models, granule, source):
             click.echo(text, err=True)
     with warnings.catch_warnings(action="default" if say else "ignore"):
-        roi = _find_roi(granule, options, place)
+        roi = find_roi(granule, options, place)
     core = options["window"] if options["procedure"] == "lattice" else None
     return sharpen.build_plan(granule, networks, bands=options["bands"], roi=roi, core=core)
 
 
-def _find_roi(granule: Granule, options: dict[str, Any], place: dict[str, Any]) -> Window | None:
+def find_roi(granule: Granule, options: Mapping[str, Any], place: dict[str, Any]) -> Window | None:
     """The region that the options name."""
     from data_pipelines import roi
 
@@ -266,7 +298,7 @@ def _find_roi(granule: Granule, options: dict[str, Any], place: dict[str, Any]) 
     return None
 
 
-def _warn_of_levels(
+def warn_of_levels(
     models: Sequence[Method], granule: Granule, source: pathlib.Path
 ) -> Iterator[str]:
     """What to say of models that were trained on products of another level."""

@@ -4,7 +4,8 @@ Such a file is for three channels in the order blue, green, red, in numbers from
 mean. Here bands come as red, green, blue with standard deviation 1: kernels of the first
 convolution are reordered, and multiplied by the deviation of ImageNet's pixels. For 12 bands they
 are inflated: each further band gets the mean of the three, and all are multiplied by 3 / 12, so
-that the sum over the bands, which are alike, stays as it was.
+that the sum over the bands, which are alike, stays as it was. Convolutions have a bias there and
+none here: the moving mean of the normalisation behind it is the smaller for it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def load(model: keras.Model, path: pathlib.Path) -> str:
             f"{', '.join(networks)}"
         )
     source = _read(networks[model.name], path)
-    given = {layer.name: layer.get_weights() for layer in source.layers if layer.weights}
+    given = _without_biases(source)
     given.pop(LAST, None)
     chosen = labels.describe(model)["chosen"]
     given[FIRST][0] = inflate(given[FIRST][0], chosen)
@@ -59,6 +60,17 @@ def load(model: keras.Model, path: pathlib.Path) -> str:
     for name, weights in given.items():
         model.get_layer(name).set_weights(weights)
     return f"ImageNet's, {path}, first convolution for {len(chosen)} bands, last layer new"
+
+
+def _without_biases(source: keras.Model) -> dict[str, list[np.ndarray]]:
+    """Weights by layer, biases of convolutions taken off the moving means behind them."""
+    given = {layer.name: layer.get_weights() for layer in source.layers if layer.weights}
+    for name in [name for name in given if name.endswith("_conv")]:
+        kernel, bias = given[name]
+        given[name] = [kernel]
+        gamma, beta, mean, variance = given[f"{name.removesuffix('_conv')}_bn"]
+        given[f"{name.removesuffix('_conv')}_bn"] = [gamma, beta, mean - bias, variance]
+    return given
 
 
 def inflate(kernel: np.ndarray, bands: tuple[str, ...]) -> np.ndarray:

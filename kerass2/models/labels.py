@@ -5,7 +5,8 @@ Both layers carry what their numbers are, so that a saved model tells its bands 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -121,7 +122,7 @@ class Labels(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("kerass2")
 class SeededDropout(keras.layers.Layer):
-    """Dropout whose mask follows from the run's seed, the step and the rank, and from no state.
+    """Dropout whose mask follows from the run's seed, the step and the slice, and from no state.
 
     keras.layers.Dropout draws from a variable of its own, which tf.distribute mirrors: all ranks
     would drop the same, or fail to update it. See `seed_dropout`; without it, masks are Keras'.
@@ -132,12 +133,13 @@ class SeededDropout(keras.layers.Layer):
         super().__init__(**kwargs)
         self.rate = rate
         self.draw_seed: Any = None
+        self.part: tuple[Any, int] = (0, 1)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Any shape in and out; the identity outside of training."""
         if not training or not self.rate:
             return inputs
-        seed = _Drawn(self.draw_seed()) if self.draw_seed else None
+        seed = _Drawn(self.draw_seed(*self.part)) if self.draw_seed else None
         return keras.random.dropout(inputs, self.rate, seed=seed)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -160,16 +162,35 @@ class _Drawn(keras.random.SeedGenerator):
 
 
 def seed_dropout(model: keras.Model, *, seed: int, rank: int, step: Any) -> None:
-    """Let each SeededDropout of a model draw from (seed, rank, step); `step` is called for it."""
+    """Let each SeededDropout of a model draw from (seed, step, slice); `step` is called for it.
+
+    A slice is what is computed at once of the global batch, a rank's batch or a part of it (see
+    `drawing_part`), and counted over all ranks: masks depend on the size of the slices, and not on
+    how many ranks share them.
+    """
     layers = [layer for layer in model.layers if isinstance(layer, SeededDropout)]
     for number, layer in enumerate(layers):
-        first = (1_000_003 * seed + 1009 * rank + number) % 2**31
+        first = (1_000_003 * seed + number) % 2**31
 
-        def draw(first: int = first) -> Any:
-            parts = [ops.cast(first, "int32"), ops.cast(step(), "int32")]
-            return ops.cast(ops.stack(parts), "uint32")
+        def draw(part: Any, parts: int, first: int = first) -> Any:
+            own = ops.cast(rank * parts, "int32") + ops.cast(part, "int32")
+            drawn = [ops.cast(first, "int32") + 1009 * own, ops.cast(step(), "int32")]
+            return ops.cast(ops.stack(drawn), "uint32")
 
         layer.draw_seed = draw
+
+
+@contextlib.contextmanager
+def drawing_part(model: keras.Model, part: Any, parts: int) -> Iterator[None]:
+    """Inside the `with` block, a model sees part number `part` of `parts` equal ones of a batch."""
+    layers = [layer for layer in model.layers if isinstance(layer, SeededDropout)]
+    for layer in layers:
+        layer.part = (part, parts)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.part = (0, 1)
 
 
 # --- the two ends --------------------------------------------------------------------------------

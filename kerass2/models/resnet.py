@@ -1,8 +1,10 @@
 """ResNet (He et al. 2016) for patches with labels, as the classification paper has it.
 
-Layers, their names and their number of weights are those of keras.applications, so that its files
-of ImageNet weights fit (see imagenet.py); depths 18 and 34, which it lacks, follow the paper. New
-are the inputs (any Sentinel-2 bands), L2 on the convolutions and dropout before the last layer.
+Layers and their names are those of keras.applications, so that its files of ImageNet weights fit
+(see imagenet.py); depths 18 and 34, which it lacks, follow the paper. New are the inputs (any
+Sentinel-2 bands), L2 on the convolutions and dropout before the last layer. As in the paper,
+convolutions have no bias, which keras.applications' have: batch normalisation takes it out again,
+so that its true gradient is zero, and Adam or LAMB would make steps of full length of the noise.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import keras
 from kerass2.config import ConfigError
 from kerass2.models import labels
 
-# Depth -> bottlenecks of three convolutions or pairs of two, and blocks of each stage. 10 is for
-# small data and tests.
+# Depth -> bottlenecks of three convolutions or pairs of two, and blocks of each stage. 10 and 14
+# are for small data and tests.
 DEPTHS: dict[int, tuple[bool, tuple[int, ...]]] = {
     10: (False, (1, 1, 1, 1)),
+    14: (True, (1, 1, 1, 1)),
     18: (False, (2, 2, 2, 2)),
     34: (False, (3, 4, 6, 3)),
     50: (True, (3, 4, 6, 3)),
@@ -104,6 +107,7 @@ class _Maker:
         x = keras.layers.Conv2D(
             filters,
             size,
+            use_bias=False,
             kernel_initializer="he_normal",
             kernel_regularizer=keras.regularizers.L2(self._l2) if self._l2 else None,
             dtype=self._dtype,

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
+from kerass2.models.labels import drawing_part
 from strategies.base import Strategy
 
 if TYPE_CHECKING:
     from kerass2.averaging import WeightAverage
 
 Loss = Callable[[Any, Any], Any]
-# (batch) -> value and gradients, the latter in the order of the model's trainable variables.
-Gradient = Callable[[Mapping[str, Any]], tuple[Any, Sequence[Any]]]
+# (batch, number of the part) -> value and gradients, the latter in the order of the model's
+# trainable variables.
+Gradient = Callable[[Mapping[str, Any], Any], tuple[Any, Sequence[Any]]]
 
 
 def build_step(
@@ -49,8 +51,8 @@ def build_step(
     """
     weights, taken = model.trainable_variables, list(model.input)
 
-    def gradient(batch: Mapping[str, Any]) -> tuple[Any, Sequence[Any]]:
-        with tf.GradientTape() as tape:
+    def gradient(batch: Mapping[str, Any], part: Any) -> tuple[Any, Sequence[Any]]:
+        with tf.GradientTape() as tape, drawing_part(model, part, parts):
             prediction = model(batch["inputs"], training=True)
             per_example = [
                 loss(target, prediction[name]) for name, target in batch["targets"].items()
@@ -62,7 +64,7 @@ def build_step(
         return value, tape.gradient(scaled, [weight.value for weight in weights])
 
     def replica_step(batch: Mapping[str, Any], stop: Any) -> dict[str, Any]:
-        value, gradients = gradient(batch) if parts == 1 else _sum_parts(gradient, batch, parts)
+        value, gradients = gradient(batch, 0) if parts == 1 else _sum_parts(gradient, batch, parts)
         *gradients, value, stop = strategy.sum_gradients([*gradients, value, stop])
         norm = tf.linalg.global_norm(gradients)
         optimizer.apply(gradients, weights)
@@ -99,7 +101,7 @@ def _sum_parts(
     )
 
     def part(number: Any) -> Any:
-        return gradient(tf.nest.map_structure(lambda array: array[number], divided))
+        return gradient(tf.nest.map_structure(lambda array: array[number], divided), number)
 
     def add(number: Any, value: Any, sums: Sequence[Any]) -> tuple[Any, Any, Sequence[Any]]:
         more, gradients = part(number)

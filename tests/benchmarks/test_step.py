@@ -11,7 +11,7 @@ import sys
 import click
 import pytest
 
-from benchmarks import record, step, step_rank
+from benchmarks import record, step, step_profile, step_rank
 from kerass2 import config, models
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def test_the_command_writes_every_ratio(tmp_path):
 
 def test_the_batch_is_what_a_classifier_takes():
     takes = models.describe(models.build("resnet", depth=10, width=4, classes=7))
-    batch = step_rank._draw(takes, {"batch": 2, "patch": 36}, rank=0)
+    batch = step_rank.draw(takes, {"batch": 2, "patch": 36}, rank=0)
     assert {key: tuple(value.shape) for key, value in batch["inputs"].items()} == {
         "gsd10": (2, 36, 36, 4),
         "gsd20": (2, 18, 18, 6),
@@ -77,6 +77,27 @@ def test_the_batch_is_what_a_classifier_takes():
     labels = batch["targets"]["labels"].numpy()
     assert labels.shape == (2, 7)
     assert set(labels.ravel()) == {0.0, 1.0}
+
+
+def test_the_profile_has_every_layer_once():
+    options = {"depth": 14, "width": 2, "classes": 3}
+    model = models.build("resnet", **options, dtype="mixed_bfloat16")
+    found = step_profile.time_layers(model, batch=1, patch=36)
+    assert set(found) == {layer.name for layer in model.layers} - set(model.input)
+    assert found["conv2_block1_2_conv"]["kind"] == "Conv2D"
+    assert all(each["seconds"] > 0 for each in found.values())
+
+
+def test_the_profile_names_what_costs_most():
+    def layers(*seconds):
+        names = (("a", "Conv2D"), ("b", "Conv2D"), ("c", "BatchNormalization"))
+        pairs = zip(names, seconds, strict=True)
+        return {name: {"kind": kind, "seconds": each} for (name, kind), each in pairs}
+
+    rows = step_profile.summarise({"float32": layers(4, 2, 2), "bfloat16": layers(1, 1, 6)})
+    assert [row["layers"] for row in rows[:3]] == ["1 x BatchNormalization", "2 x Conv2D", "c"]
+    assert [row["ratio"] for row in rows] == [2 / 6, 3, 2 / 6, 4, 2]
+    assert rows[1]["share"] == 0.25
 
 
 @pytest.mark.parametrize(

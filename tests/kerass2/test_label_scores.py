@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from kerass2 import label_scores
+from kerass2 import label_scores, label_tables
 
 
 def make(patches: int = 400, classes: int = 7, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -155,3 +155,17 @@ def test_examples_are_what_they_are_called():
     confident = [wrong[example["position"]] for example in found["most confident wrong"]]
     assert confident == sorted(wrong, reverse=True)[:5]
     assert len(found["right"]) == len(found["wrong"]) == 5
+
+
+def test_the_table_of_what_is_taken_for_what():
+    truth = np.array([[1, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1]], bool)
+    predicted = np.array([[0, 1, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]], np.float32)
+    result = {
+        "task": "bigearthnet",
+        "split": "test",
+        "classes": ["pine", "oak", "sea"],
+        "confusion": {"model": label_scores.confusion(truth, predicted)},
+    }
+    table = label_tables.confused(result)
+    assert table.rows == (("pine", "oak", 2, 3, 1), ("pine", "sea", 1, 3, 0))
+    assert label_tables.confused(result, most=1).rows == table.rows[:1]

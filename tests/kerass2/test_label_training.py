@@ -9,12 +9,13 @@ import click.testing
 import numpy as np
 import pytest
 
+import kerass2.card
 import kerass2.evaluate
 import kerass2.fit
 import kerass2.report
-from data_pipelines import sentinel2, store
-from data_pipelines.spec import DatasetSpec, TensorSpec
-from kerass2 import config, job, models, session
+from data_pipelines import bigearthnet_convert, sentinel2, store
+from data_pipelines.spec import DataError, DatasetSpec, TensorSpec
+from kerass2 import config, job, models, session, shipped
 from strategies.cluster import Cluster
 from strategies.single import SingleStrategy
 
@@ -121,7 +122,8 @@ def short(fit, tmp_path_factory):
         parts = {"run__accumulation_steps": 4 if strategy == "single" else 2}
         # 2 x 12 / 256: steps that are long enough to tell ranks from parts.
         further = {"optimizer__learning_rate": 2.0, "data__mix_up": 0.3, "data__oversample": 0.1}
-        lasting = {"model__options__dropout": 0.0, "model__options__zero_gamma": False}
+        # Dropout stays: the fourth quarter of a batch has its mask, whoever computes it.
+        lasting = {"model__options__zero_gamma": False}
         fit(workdir, strategy, "--steps", 6, **parts, **further, **lasting)
         return workdir
 
@@ -161,6 +163,32 @@ def test_it_learns_its_training_patches_by_heart(trained):
     found = json.loads(output.read_text())["methods"]
     assert found["model"]["micro"]["f1"] > 0.99
     assert found["prior"]["micro"]["f1"] < 0.7
+
+
+@pytest.mark.shared_data
+def test_it_learns_real_patches_by_heart(shared_data, tmp_path):
+    """Real pixels and labels of BigEarthNet v1, 43 classes."""
+    archive = shared_data / "bigearthnet" / "v1_configilm"
+    bigearthnet_convert.convert_archive(archive, tmp_path / "data", split="random:1")
+    learnt = {
+        **TINY,
+        "model.options.width": 8,
+        "model.options.dropout": 0.0,
+        "optimizer.schedule": "cosine",
+        "optimizer.schedule_options": {},
+        "optimizer.learning_rate": 2.0,
+        "run.global_batch": 8,
+    }
+    sets = [part for k, v in learnt.items() for part in ("--set", f"{k}={json.dumps(v)}")]
+    workdir = tmp_path / "work"
+    arguments = ("bigearthnet_ms", "--data", tmp_path / "data", "--workdir", workdir, *sets)
+    call(kerass2.fit.main, *arguments, "--steps", 250)
+    call(kerass2.evaluate.main, workdir, "--split", "train", "-o", tmp_path / "train.json")
+    found = json.loads((tmp_path / "train.json").read_text())
+    assert not found["synthetic"]
+    assert found["patches"] >= 10
+    assert found["methods"]["model"]["micro"]["f1"] > 0.99
+    assert found["methods"]["prior"]["micro"]["f1"] < 0.7
 
 
 def test_evaluation_prints_both_tables_with_published_rows(trained, run_command, tmp_path):
@@ -203,6 +231,11 @@ def test_evaluation_prints_both_tables_with_published_rows(trained, run_command,
     assert by_ranks["thresholds"]["model"] == pytest.approx(found["thresholds"]["model"], abs=1e-6)
 
 
+def test_thresholds_are_not_scored_where_they_are_tuned(data, trained):
+    with pytest.raises(DataError, match="scored on the patches that they are tuned on"):
+        kerass2.evaluate.check(trained[0], data=str(data), split="validation", tune=True)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -240,13 +273,18 @@ def test_an_archive_has_to_be_prepared(run_command, tmp_path):
 def test_a_resumed_run_knows_what_its_data_decided(fit, tmp_path, in_parts):
     """By the experiment's name, which says neither inputs nor classes; to the same weights."""
     workdir = tmp_path / "work"
-    settings = {"model__options__dropout": 0.0, "model__options__zero_gamma": False}
+    settings = {"model__options__zero_gamma": False}
     settings |= {"optimizer__learning_rate": 2.0, "data__mix_up": 0.3, "data__oversample": 0.1}
     settings["run__accumulation_steps"] = 4
     fit(workdir, "single", "--steps", 4, **settings)
     fit(workdir, "single", "--steps", 6, "--resume", **settings)
     for found, expected in zip(weights(workdir), weights(in_parts), strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_classifier_has_no_card(trained):
+    with pytest.raises(DataError, match="gives labels; cards are for models that sharpen"):
+        kerass2.card.build_card(trained[0] / "model.keras", sources=shipped.SOURCES, machine="a")
 
 
 def test_the_report_has_scores_curves_and_patches(trained):

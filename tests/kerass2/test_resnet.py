@@ -83,9 +83,9 @@ def ours(file) -> keras.Model:
 
 @pytest.mark.parametrize(
     ("depth", "parameters"),
-    # Without the last layer, and with the moving statistics: keras.applications' for 50 and 101;
-    # torchvision's 11,176,512 and 21,284,672, plus biases in the convolutions and statistics.
-    [(18, 11_176_512 + 4_800 + 9_600), (34, 21_284_672 + 8_512 + 17_024), (101, 42_658_176)],
+    # torchvision's without the last layer, which have no biases either; and a moving mean and
+    # variance for each channel.
+    [(18, 11_176_512 + 9_600), (34, 21_284_672 + 17_024), (101, 42_500_160 + 105_344)],
 )
 def test_number_of_parameters_and_operations(depth, parameters):
     """Operations: He et al. 2016, table 1, in multiplications at 224 px."""
@@ -97,7 +97,8 @@ def test_number_of_parameters_and_operations(depth, parameters):
 
 def test_imagenet_weights_from_a_file_give_imagenet_features(theirs, ours):
     """Pixels of ImageNet in their numbers there, and as standardised bands here."""
-    assert ours.count_params() == theirs.count_params() + 2048 * 43 + 43
+    biases = sum(w.shape[0] for layer in theirs.layers for w in layer.weights if w.name == "bias")
+    assert ours.count_params() == theirs.count_params() - biases + 2048 * 43 + 43
     z = np.random.default_rng(0).normal(size=(1, 36, 36, 3)).astype(np.float32)
     pixels = (z * imagenet.DEVIATION)[..., ::-1].astype(np.float32)
     expected = np.asarray(theirs(pixels, training=False)).mean((1, 2))
@@ -201,7 +202,7 @@ def test_a_saved_classifier_tells_bands_and_classes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": 52}, "depth 52; there are: 10, 18, 34, 50, 101"),
+        ({"depth": 52}, "depth 52; there are: 10, 14, 18, 34, 50, 101"),
         ({"inputs": "coarse"}, "inputs 'coarse', bands 'all'; there are: native, bands"),
         ({"bands": "swir"}, "there are: native, bands and all, rgb"),
         ({"batch_norm": "global"}, "batch_norm 'global'; there are: local, synchronised"),
@@ -212,19 +213,24 @@ def test_unknown_options_are_listed(options, message):
         models.build("resnet", **{**SMALL, **options})
 
 
-def test_dropout_follows_from_seed_step_and_rank_alone():
+def test_dropout_follows_from_seed_step_and_slice_alone():
     layer = labels.SeededDropout(0.5)
     model = keras.Sequential([keras.Input((1000,)), layer])
     ones = np.ones((1, 1000), np.float32)
 
-    def masks(seed: int, rank: int, step: int) -> np.ndarray:
+    def masks(seed: int, rank: int, step: int, part: int = 0, parts: int = 1) -> np.ndarray:
         labels.seed_dropout(model, seed=seed, rank=rank, step=lambda: step)
-        return np.asarray(model(ones, training=True)) > 0
+        with labels.drawing_part(model, part, parts):
+            return np.asarray(model(ones, training=True)) > 0
 
     first = masks(1, 0, 5)
     assert 0.4 < first.mean() < 0.6
     np.testing.assert_array_equal(first, masks(1, 0, 5))
-    for other in (masks(2, 0, 5), masks(1, 1, 5), masks(1, 0, 6)):
+    for other in (masks(2, 0, 5), masks(1, 1, 5), masks(1, 0, 6), masks(1, 0, 5, 1, 2)):
         assert 0.4 < (first != other).mean() < 0.6
+    # The fourth quarter, whoever draws it.
+    quarters = [masks(1, 0, 5, 3, 4), masks(1, 1, 5, 1, 2), masks(1, 3, 5)]
+    np.testing.assert_array_equal(quarters[0], quarters[1])
+    np.testing.assert_array_equal(quarters[0], quarters[2])
     np.testing.assert_array_equal(model(ones, training=False), ones)
     assert model.variables == []
