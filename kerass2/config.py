@@ -126,6 +126,8 @@ class RunConfig:
     """Steps between checkpoints."""
     keep: pydantic.PositiveInt = 2
     """Checkpoints kept."""
+    check_every: pydantic.NonNegativeInt = 200
+    """Steps between comparisons of the ranks' weights, bit for bit; 0: none."""
     log_every: pydantic.PositiveInt = 10
     """Steps between lines of log.jsonl."""
     validate_every: pydantic.NonNegativeInt = 0
@@ -137,6 +139,8 @@ class RunConfig:
     ema: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """Decay of a moving average of the weights, which validations and saved models take; 0: none.
     """
+    compression: Literal["none", "fp16", "bf16"] = "none"
+    """What gradients are cast to on their way between ranks: half the bytes, and rounded."""
     xla: bool = False
     """Compile the step with XLA; single only, Horovod's operations are no XLA operations."""
 

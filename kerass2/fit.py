@@ -21,6 +21,7 @@ from strategies import cluster
 if TYPE_CHECKING:
     from kerass2.logs import NoLog, TrainingLog
     from kerass2.session import Session
+    from kerass2.stall import Watch
     from strategies.base import Strategy
 
 
@@ -46,6 +47,14 @@ if TYPE_CHECKING:
     help="Weights to start from: a .keras file of ours, DSen2's published ones (.npz, .hdf5), or "
     "for a ResNet keras.applications' (.h5).",
 )
+@click.option("--keep", type=click.IntRange(min=1), help="Checkpoints to keep; default: 2.")
+@click.option(
+    "--restarts",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="How often to go on from the last checkpoint when a rank fails; outside a launcher.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the workdir.")
 @click.option("--overwrite", is_flag=True, help="Delete the results in the workdir first.")
 @click.option(
@@ -61,6 +70,8 @@ def main(
     steps: int | None,
     max_time: str | None,
     init: pathlib.Path | None,
+    keep: int | None,
+    restarts: int,
     resume: bool,
     overwrite: bool,
     settings: tuple[str, ...],
@@ -80,20 +91,23 @@ def main(
     if epochs and steps:
         raise config.ConfigError(f"--epochs {epochs} and --steps {steps}: give one of them")
     workdir = workdir or pathlib.Path("runs") / (experiment or jobs.DEFAULT_EXPERIMENT)
-    if cluster.num_restarts(os.environ) and (workdir / folder.EXPERIMENT).exists():
-        # The batch system has started this very command again: it goes on, whatever it says.
+    if folder.was_begun_by(workdir, cluster.batch_job(os.environ)) and cluster.num_restarts(
+        os.environ
+    ):
+        # This very command has been started again: it goes on, whatever it says.
         resume, overwrite, init = True, False, None
     chosen = jobs.choose_experiment(experiment, workdir, resume=resume)
+    run = chosen.run
     if epochs or steps:
-        run = dataclasses.replace(chosen.run, epochs=epochs, steps=steps)
-        chosen = dataclasses.replace(chosen, run=run)
-    chosen = config.override(chosen, settings)
+        run = dataclasses.replace(run, epochs=epochs, steps=steps)
+    run = dataclasses.replace(run, keep=keep or run.keep)
+    chosen = config.override(dataclasses.replace(chosen, run=run), settings)
     chosen = config.with_global_batch(chosen, ranks.world_size(strategy, workers))
     limit = math.inf if max_time is None else config.parse_duration(max_time)
     job = jobs.check(
         chosen, data, workdir, resume=resume, overwrite=overwrite, max_seconds=limit, init=init
     )
-    fit(job, ranks.start(strategy, workers))
+    fit(job, ranks.start(strategy, workers, restarts))
 
 
 def fit(job: Job, strategy: Strategy) -> None:
@@ -103,65 +117,49 @@ def fit(job: Job, strategy: Strategy) -> None:
         DataError: data, starting weights or checkpoint are damaged, or do not fit the model.
         TrainingError: the loss is not finite.
     """
-    from kerass2 import precision
+    from kerass2 import agreement, precision, stall
 
+    seconds = stall.read_seconds(os.environ) if strategy.world_size > 1 else 0.0
+    watch = stall.Watch(seconds, strategy.rank)
+    strategy.sum = watch.timed(strategy.sum)  # type: ignore[method-assign]
+    agreement.check_start(job, strategy)
     settings = dataclasses.replace(
         job.experiment.run, precision=precision.resolve(job.experiment.run.precision, strategy)
     )
     experiment = dataclasses.replace(job.experiment, run=settings)
     job = dataclasses.replace(job, experiment=experiment)
     with interruption.listen() as asked:
-        _fit(job, strategy, asked)
+        _fit(job, strategy, asked, watch)
 
 
-def _fit(job: Job, strategy: Strategy, asked: Interruption) -> None:
+def _fit(job: Job, strategy: Strategy, asked: Interruption, watch: Watch) -> None:
     import numpy as np
+
+    from kerass2 import agreement
 
     # All that the experiment names is made, and data are read, before anything is written.
     run, started_from = session.prepare(job, strategy)
-    _check_agreement(job, strategy, run.state.step)
     batches = session.open_batches(run)
     validate = session.build_validation(run)
-    run.state.start(strategy)
+    watch.timed(run.state.start)(strategy)
     run = dataclasses.replace(run, began=time.monotonic() - run.state.seconds)
     if strategy.is_chief:
         folder.begin(job.workdir, job.experiment, job.describe_data(), clear=not job.resume)
         _print_plan(run, started_from)
+    agreement.check_shared(job.workdir, strategy)
     with _open_log(run) as log:
         done = run.state.step
         if done < run.num_steps and not session.is_stopped(run):
-            done = session.train(run, batches, validate, log, lambda: asked.pending)
+            done = session.train(run, batches, validate, log, lambda: asked.pending, watch)
         signal = None if done == run.num_steps else asked.agree(strategy)
         if signal is None:
-            _finish(run, done, log)
+            _finish(run, done, log, asked)
         elif strategy.is_chief:
-            interruption.explain(signal, done)
+            interruption.explain(signal, done, run.state.saved)
     # Ranks leave together: one that is gone looks like one that died.
     strategy.sum(np.zeros(1))
     if signal is not None:
         raise click.exceptions.Exit(interruption.EXIT_CODES[signal])
-
-
-def _check_agreement(job: Job, strategy: Strategy, first_step: int) -> None:
-    """Refuse ranks that would begin at different steps or read different data.
-
-    Raises:
-        StrategyError: they differ, as where a workdir or a cache is not shared between nodes.
-    """
-    import numpy as np
-
-    from strategies.base import StrategyError
-
-    # In halves of 24 bits: the sum over any number of ranks is exact.
-    halves = divmod(int(job.data.digest, 16), 2**24)
-    own = np.array([first_step, *halves], np.float64)
-    total = strategy.sum(own)
-    if (total != own * strategy.world_size).any():
-        raise StrategyError(
-            f"ranks differ: rank {strategy.rank} begins at step {first_step} with "
-            f"{job.data.path} (digest {job.data.digest}), others elsewhere; are workdir and data "
-            "shared by all?"
-        )
 
 
 def _open_log(run: Session) -> TrainingLog | NoLog:
@@ -180,12 +178,18 @@ def _open_log(run: Session) -> TrainingLog | NoLog:
     )
 
 
-def _finish(run: Session, done: int, log: TrainingLog | NoLog) -> None:
-    """Validate on all ranks, and save the model."""
+def _finish(run: Session, done: int, log: TrainingLog | NoLog, asked: Interruption) -> None:
+    """Save the model, and validate it on all ranks.
+
+    A signal does not end the validation: there is nothing left to go on with later. Whatever ends
+    it, the model is there.
+    """
     from kerass2 import validation
 
     job, model = run.job, run.state.model
     with run.state.in_use():
+        if run.strategy.is_chief:
+            folder.save_model(job.workdir / folder.MODEL, model)
         if job.data.counts.get("validation"):
             source = job.data.open("validation")
             values, text = validation.finish(model, source, run.strategy)
@@ -193,9 +197,11 @@ def _finish(run: Session, done: int, log: TrainingLog | NoLog) -> None:
             log.event(done, **values, validation_patches=len(source))
             if run.strategy.is_chief:
                 click.echo(text)
-        if run.strategy.is_chief:
-            folder.save_model(job.workdir / folder.MODEL, model)
-            _print_end(run, done)
+    late = asked.agree(run.strategy)
+    if run.strategy.is_chief:
+        _print_end(run, done)
+        if late is not None:
+            click.echo(f"{late.name} came after the last step: the run is complete", err=True)
 
 
 def _print_end(run: Session, done: int) -> None:

@@ -4,6 +4,8 @@ SIGUSR1  the wall time is nearly over (`sbatch --signal=USR1@120`): save, put th
          queue, end with code 75 (EX_TEMPFAIL of sysexits.h: try again).
 SIGTERM  the job is to end (scancel, preemption, kill): save, end with code 143. It is not put back:
          a cancelled job must stay so, and a preempted one is put back by Slurm itself.
+
+After the last step the run goes on to its end whatever comes; what is left is a validation.
 """
 
 from __future__ import annotations
@@ -78,10 +80,16 @@ def requeue() -> str:
     return "the job is back in the queue, and goes on from there"
 
 
-def explain(number: signal.Signals, done: int) -> None:
+def explain(number: signal.Signals, done: int, saved: int) -> None:
     """Say that the run ends early, and put the job back where that is asked for. Rank 0 calls it.
 
     It does so before the ranks leave: the batch script ends with them, and the job with it.
+
+    Args:
+        number: the signal.
+        done: steps done.
+        saved: steps after which the newest checkpoint was written.
     """
-    click.echo(f"{number.name} after {done} steps: checkpoint written", err=True)
+    written = "written" if saved == done else f"not written, the last one is of {saved} steps"
+    click.echo(f"{number.name} after {done} steps: checkpoint {written}", err=True)
     click.echo(requeue() if number == signal.SIGUSR1 else "--resume goes on from there", err=True)

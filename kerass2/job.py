@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import os
 import pathlib
 import shlex
 import sys
@@ -67,13 +68,16 @@ class Job:
     def describe_data(self) -> dict[str, Any]:
         """What data.json says: the data, their levels (L1C, L2A) where they tell, and the command.
 
-        And what the weights started from.
+        And what the weights started from, and the batch job that a restart knows its run by.
         """
         from kerass2 import methods
+        from strategies import cluster
 
         init = {} if self.init is None else {"init": _plain(self.init)}
+        batch_job = cluster.batch_job(os.environ)
         return {
             **init,
+            **({"job": batch_job} if batch_job else {}),
             "data": str(self.data.path),
             "manifest": self.data.digest,
             "description": self.data.description,

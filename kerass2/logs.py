@@ -5,8 +5,10 @@ log.jsonl, TensorBoard events, and a progress line on rank 0's screen.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -57,7 +59,7 @@ class TrainingLog:
 
         self._path = workdir / "log.jsonl"
         _forget_after(self._path, first_step)
-        self._file = self._path.open("a")
+        self._file, self._failed = self._path.open("a"), False
         self._events = tf.summary.create_file_writer(str(workdir / "tensorboard"))
         self._tf = tf
         self._every, self._num_steps, self._global_batch = every, num_steps, global_batch
@@ -114,12 +116,26 @@ class TrainingLog:
         Numbers go to TensorBoard too.
         """
         line = {"step": done, **values, "seconds": round(self.seconds, 3)}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._write(json.dumps(line) + "\n")
         with self._events.as_default(step=done):
             for name, value in values.items():
                 if isinstance(value, (int, float)):
                     self._tf.summary.scalar(name, value)
+
+    def _write(self, text: str) -> None:
+        """Append to the file; what a full disk does not take is written when it does."""
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            if not self._failed:
+                print(
+                    f"warning: {self._path} could not be written ({error.strerror}): "
+                    "training goes on",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._failed = True
 
     def exclude(self, seconds: float) -> None:
         """Leave time that no step took, as that of a validation, out of the throughput."""
@@ -138,7 +154,8 @@ class TrainingLog:
     ) -> None:
         """Close all."""
         self._progress.stop()
-        self._file.close()
+        with contextlib.suppress(OSError):  # said before
+            self._file.close()
         self._events.close()
 
 

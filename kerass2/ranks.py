@@ -11,7 +11,7 @@ import click
 
 from kerass2.config import ConfigError
 from strategies import STRATEGIES, launch
-from strategies.cluster import detect
+from strategies.cluster import JOB, detect
 
 if TYPE_CHECKING:
     from strategies.base import Strategy
@@ -61,23 +61,33 @@ def world_size(strategy: str, workers: int | None) -> int:
     return cluster.world_size
 
 
-def start(strategy: str, workers: int | None) -> Strategy:
+def start(strategy: str, workers: int | None, restarts: int = 0) -> Strategy:
     """This process' rank.
 
     Outside a launcher, a distributed strategy's ranks are started and waited for instead: every
-    rank then runs this process' own command line again, and this call does not return.
+    rank then runs this process' own command line again, and this call does not return. With
+    `restarts`, likewise a single one, and all are started again when one fails.
     """
     import strategies
 
     ranks = world_size(strategy, workers)
-    if not launch.needed(strategy):
-        return strategies.get(strategy)
+    if not launch.needed(strategy, restarts):
+        started = strategies.get(strategy)
+        launcher = detect(os.environ).launcher
+        if restarts and started.is_chief and launcher != "none" and JOB not in os.environ:
+            click.echo(
+                f"warning: --restarts {restarts} is for ranks that this command starts itself; "
+                f"these are {launcher}'s, and Slurm puts a job back by itself (sbatch --requeue)",
+                err=True,
+            )
+        return started
     cores = len(os.sched_getaffinity(0))
     if ranks > cores:
         click.echo(
             f"warning: {ranks} workers share {cores} cores and will be slower for it", err=True
         )
-    why = "--workers" if workers else "default: one per GPU, else 2"
-    click.echo(f"starting {ranks} {strategy} ranks on this machine ({why})", err=True)
-    code = launch.run([sys.executable, *sys.orig_argv[1:]], strategy=strategy, workers=ranks)
-    raise SystemExit(code)
+    if strategy != "single":
+        why = "--workers" if workers else "default: one per GPU, else 2"
+        click.echo(f"starting {ranks} {strategy} ranks on this machine ({why})", err=True)
+    command = [sys.executable, *sys.orig_argv[1:]]
+    raise SystemExit(launch.run(command, strategy=strategy, workers=ranks, restarts=restarts))

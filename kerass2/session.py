@@ -8,15 +8,19 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from kerass2 import config
 from kerass2 import workdir as folder
 
 if TYPE_CHECKING:
+    import pathlib
     from collections.abc import Callable, Iterable
 
     from data_pipelines.spec import Source
     from kerass2.job import Job
     from kerass2.logs import NoLog, TrainingLog
+    from kerass2.stall import Watch
     from kerass2.state import State
     from strategies.base import Strategy
 
@@ -51,7 +55,7 @@ def prepare(job: Job, strategy: Strategy) -> tuple[Session, str]:
         DataError: data, starting weights or checkpoint are damaged, or do not fit the model.
     """
     from data_pipelines import batching
-    from kerass2 import checkpoint, label_data, losses, models, state
+    from kerass2 import label_data, losses, models, state
     from kerass2.models import weights
 
     experiment = job.experiment
@@ -65,11 +69,36 @@ def prepare(job: Job, strategy: Strategy) -> tuple[Session, str]:
     models.name_classes(made.model, source.spec)
     models.check_fits(made.model, source.spec, str(job.data.path))
     started_from = ""
-    if job.resume and (found := checkpoint.find(job.workdir / folder.CHECKPOINTS)):
-        made.restore(found[0])
-    elif job.init:
+    if job.resume:
+        _restore(made, job.workdir / folder.CHECKPOINTS, strategy)
+    if job.init and not made.step:
         started_from = weights.initialise(made.model, job.init.path)
     return Session(job, strategy, source, made, loss, num_steps, time.monotonic()), started_from
+
+
+def _restore(state: State, checkpoints: pathlib.Path, strategy: Strategy) -> None:
+    """Go back to the newest checkpoint that is not damaged, if there is any.
+
+    Raises:
+        DataError: all are damaged, or they are of another model.
+        StrategyError: ranks have read different ones.
+    """
+    from kerass2 import agreement, checkpoint
+
+    found = checkpoint.find(checkpoints)
+    for path in found:
+        try:
+            state.restore(path)
+            break
+        except checkpoint.DamagedError as error:
+            if path == found[-1]:
+                raise
+            if strategy.is_chief:
+                click.echo(f"warning: {error}; going on from the one before", err=True)
+    if strategy.world_size > 1:
+        remedy = f"Delete what is newer than the least of them in {checkpoints}"
+        steps = {"the checkpoint that they can read": (f"of {state.step} steps", remedy)}
+        agreement.require_same(strategy, steps)
 
 
 def train(
@@ -78,10 +107,12 @@ def train(
     validate: Callable[[int, TrainingLog | NoLog], bool],
     log: TrainingLog | NoLog,
     is_interrupted: Callable[[], bool],
+    watch: Watch,
 ) -> int:
     """Train to the end, or until something ends it before; the number of steps done.
 
-    All ranks stop after the same step when `is_interrupted` says so on one of them.
+    All ranks stop after the same step when `is_interrupted` says so on one of them. `watch` ends
+    this one when a step does not come to its end.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -90,16 +121,17 @@ def train(
     from kerass2.steps.tensorflow import build_step
 
     job, strategy, settings = session.job, session.strategy, session.job.experiment.run
-    checkpoints = job.workdir / folder.CHECKPOINTS
+    writer = checkpoint.Writer(
+        job.workdir / folder.CHECKPOINTS, keep=settings.keep, saved=session.state.step
+    )
 
     def save(done: int) -> None:
         strategy.average_statistics(session.state.model)
         if strategy.is_chief:
-            seconds = time.monotonic() - session.began
-            session.state.save(checkpoints, done, keep=settings.keep, seconds=seconds)
+            session.state.save(writer, done, seconds=time.monotonic() - session.began)
 
     local_batch = session.global_batch // strategy.world_size
-    step = build_step(
+    compiled = build_step(
         strategy,
         session.state.model,
         session.state.optimizer,
@@ -108,9 +140,11 @@ def train(
         xla=settings.xla,
         parts=state.num_parts(local_batch, settings),
         average=session.state.average,
+        compression=settings.compression,
     )
+    step = watch.timed(compiled)
     try:
-        return train.train(
+        done = train.train(
             step=lambda batch, stop: step(batch, stop or is_interrupted()),
             batches=batches,
             first_step=session.state.step,
@@ -122,12 +156,38 @@ def train(
             validate_every=settings.validate_every,
             deadline=session.began + job.max_seconds,
             may_overflow=settings.precision == "float16",
+            check=build_check(session),
+            check_every=settings.check_every,
         )
     except train.TrainingError as error:
+        # Its weights gave the loss that is not finite.
         if strategy.is_chief:
-            # Its weights gave the loss that is not finite.
-            checkpoint.discard(checkpoints, error.step - 1)
+            writer.discard(error.step - 1)
         raise
+    finally:
+        session.state.saved = writer.close()
+    return done
+
+
+def build_check(session: Session) -> Callable[[int], None]:
+    """A function that stops ranks whose weights differ; it has looked at them once, too.
+
+    Raises:
+        StrategyError: they differ before the first step.
+    """
+    from kerass2 import agreement
+
+    model, strategy = session.state.model, session.strategy
+    equal_at: int | None = None
+
+    def check(done: int) -> None:
+        nonlocal equal_at
+        agreement.check_weights(model, strategy, done, equal_at)
+        equal_at = done
+
+    if session.job.experiment.run.check_every:
+        check(session.state.step)
+    return check
 
 
 def build_validation(session: Session) -> Callable[[int, TrainingLog | NoLog], bool]:
@@ -149,7 +209,7 @@ def build_validation(session: Session) -> Callable[[int, TrainingLog | NoLog], b
             error, scores = validator.score()
             best = state.progress.note(error, done, experiment.optimizer.plateau)
             if best and session.strategy.is_chief:
-                folder.save_model(session.job.workdir / folder.BEST, state.model)
+                _save_best(session.job.workdir / folder.BEST, state.model)
         state.lower_rate()
         found = {name: value if math.isfinite(value) else None for name, value in scores.items()}
         log.event(done, **found, validation_patches=len(validator))
@@ -157,6 +217,16 @@ def build_validation(session: Session) -> Callable[[int, TrainingLog | NoLog], b
         return is_stopped(session)
 
     return validate
+
+
+def _save_best(path: pathlib.Path, model: Any) -> None:
+    """Write the model; a full disk does not end the training, and what was there stays."""
+    from data_pipelines.spec import DataError
+
+    try:
+        folder.save_model(path, model)
+    except DataError as error:
+        click.echo(f"warning: {error}; training goes on", err=True)
 
 
 def is_stopped(session: Session) -> bool:

@@ -13,6 +13,7 @@ from kerass2.config import ConfigError, RunConfig
 if TYPE_CHECKING:
     import keras
 
+    from kerass2 import checkpoint
     from kerass2.averaging import WeightAverage
     from kerass2.config import Experiment
     from kerass2.validation import Progress
@@ -37,6 +38,8 @@ class State:
     """Steps done."""
     seconds: float = 0.0
     """Training time of the sessions before this one [s]."""
+    saved: int = 0
+    """After training: steps after which the newest checkpoint was written."""
 
     @property
     def averages(self) -> list[Any]:
@@ -58,16 +61,12 @@ class State:
         if self.rate_factor is not None:
             self.rate_factor.assign(self.progress.rate_factor)
 
-    def save(self, folder: pathlib.Path, done: int, *, keep: int, seconds: float) -> None:
-        """Write a checkpoint after `done` steps."""
-        from kerass2 import checkpoint
-
-        checkpoint.save(
-            folder,
+    def save(self, writer: checkpoint.Writer, done: int, *, seconds: float) -> None:
+        """Have a checkpoint written of the state after `done` steps."""
+        writer.save(
             done,
             self.model,
             self.optimizer,
-            keep=keep,
             averages=self.averages,
             seconds=seconds,
             progress=dataclasses.asdict(self.progress),
@@ -83,7 +82,8 @@ class State:
         from kerass2.validation import Progress
 
         found = checkpoint.restore(path, self.model, self.optimizer, self.averages)
-        self.step, self.seconds = found["step"], found["seconds"]
+        self.step = self.saved = found["step"]
+        self.seconds = found["seconds"]
         self.progress = Progress(**found.get("progress", {}))
         self.lower_rate()
 

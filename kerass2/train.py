@@ -43,6 +43,8 @@ def train(
     validate_every: int = 0,
     deadline: float = math.inf,
     may_overflow: bool = False,
+    check: Callable[[int], None] | None = None,
+    check_every: int = 0,
 ) -> int:
     """Train from step `first_step` up to `num_steps`, or until the first rank reaches its deadline.
 
@@ -63,6 +65,9 @@ def train(
         validate_every: Steps between calls of `validate`; 0: none.
         deadline: time.monotonic() after which to stop.
         may_overflow: True in float16, where the loss scale's finite check handles it.
+        check: Called on every rank with the number of steps done, before what is wrong is scored or
+            saved; raises where ranks have come apart.
+        check_every: Steps between calls of `check`; 0: none.
 
     Returns:
         Steps done in all.
@@ -83,6 +88,8 @@ def train(
                 done,
             )
         log.step(done, values["loss"])
+        if check is not None and check_every and done % check_every == 0:
+            check(done)
         stop = bool(values["stop"]) or done == num_steps
         if validate is not None and validate_every and done % validate_every == 0:
             stop = validate(done) or stop

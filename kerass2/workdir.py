@@ -33,8 +33,11 @@ _FREE: dict[str, Any] = {
     "epochs": None,
     "checkpoint_every": 1,
     "keep": 1,
+    "check_every": 0,
     "log_every": 1,
     "micro_batch": 0,
+    # With batch normalisation another number rounds otherwise, as another number of ranks does.
+    "accumulation_steps": 1,
     "patience": 0,
 }
 
@@ -72,7 +75,7 @@ def check(
 
 
 def read_data(workdir: pathlib.Path) -> dict[str, Any]:
-    """What data.json holds: "data", "manifest", "description", "command", "levels"; else empty.
+    """What data.json holds: Job.describe_data; empty where there is none.
 
     Raises:
         DataError: the file is damaged.
@@ -85,6 +88,11 @@ def read_data(workdir: pathlib.Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path}: damaged, expected JSON: {error}") from error
     return values
+
+
+def was_begun_by(workdir: pathlib.Path, job: str) -> bool:
+    """True if the run in `workdir` is that of this batch job (strategies.cluster.batch_job)."""
+    return bool(job) and read_data(workdir).get("job") == job
 
 
 def check_data(workdir: pathlib.Path, manifest: str) -> None:
@@ -119,9 +127,16 @@ def begin(
 
 
 def save_model(path: pathlib.Path, model: Any) -> None:
-    """Write a .keras file that appears under its name when it is complete."""
-    with replacing(path) as temporary:
-        model.save(temporary)
+    """Write a .keras file that appears under its name when it is complete.
+
+    Raises:
+        DataError: it cannot be written, as on a full disk.
+    """
+    try:
+        with replacing(path) as temporary:
+            model.save(temporary)
+    except OSError as error:
+        raise DataError(f"{path}: could not be written: {error.strerror or error}") from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -14,6 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+# run.compression's words -> the type in which gradients travel; None: their own.
+COMPRESSIONS: dict[str, str | None] = {"none": None, "fp16": "float16", "bf16": "bfloat16"}
+
 
 class StrategyError(RuntimeError):
     """A strategy cannot start or go on; the message says what was found and what to do."""
@@ -69,6 +72,25 @@ class Strategy(Protocol):
     def average_statistics(self, model: Any) -> None:
         """Average batch-norm moving statistics over ranks. Every rank calls it."""
         ...
+
+
+def sum_compressed(
+    strategy: Strategy, tensors: Sequence[Any], compression: str = "none"
+) -> list[Any]:
+    """strategy.sum_gradients, of tensors that travel as `compression` says: half the bytes.
+
+    They are cast before the sum and back after it; the sum itself is then rounded on its way, too.
+    None stays None.
+    """
+    dtype = COMPRESSIONS[compression]
+    if dtype is None:
+        return strategy.sum_gradients(tensors)
+    import tensorflow as tf
+
+    present = [tensor for tensor in tensors if tensor is not None]
+    small = strategy.sum_gradients([tf.cast(tensor, dtype) for tensor in present])
+    summed = (tf.cast(sent, own.dtype) for sent, own in zip(small, present, strict=True))
+    return [None if tensor is None else next(summed) for tensor in tensors]
 
 
 def average_moving_statistics(strategy: Strategy, model: Any) -> None:

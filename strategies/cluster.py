@@ -18,6 +18,8 @@ FIRST_PORT, NUM_PORTS = 20000, 12000
 # What `python -m kerass2.launch` tells the ranks, which horovodrun and the mpirun that it may call
 # do not: "h1:4,h2:4". Launchers that tell the hosts themselves are believed.
 HOSTS = "KERASS2_HOSTS"
+# What strategies.launch tells ranks that it may start again: the job's name, how often it has.
+JOB, RESTARTS = "KERASS2_JOB", "KERASS2_RESTARTS"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +110,13 @@ def _with_hosts(cluster: Cluster, environ: Mapping[str, str]) -> Cluster:
 
 
 def num_restarts(environ: Mapping[str, str]) -> int:
-    """How often the batch system has started this job again."""
-    return int(environ.get("SLURM_RESTART_COUNT", "0"))
+    """How often the batch system, or strategies.launch, has started this job again."""
+    return int(environ.get("SLURM_RESTART_COUNT", "0")) + int(environ.get(RESTARTS, "0"))
+
+
+def batch_job(environ: Mapping[str, str]) -> str:
+    """A name that the starts of one job share, and no other job has; empty where nothing tells."""
+    return environ.get(JOB) or environ.get("SLURM_JOB_ID", "")
 
 
 def requeue_command(environ: Mapping[str, str]) -> list[str] | None:

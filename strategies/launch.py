@@ -16,8 +16,10 @@ import ctypes
 import importlib
 import math
 import os
+import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,7 +29,7 @@ from typing import IO
 
 from strategies import STRATEGIES
 from strategies.base import StrategyError
-from strategies.cluster import detect
+from strategies.cluster import JOB, RESTARTS, batch_job, detect
 
 POLL_SECONDS = 0.05
 # Time between the polite and the hard signal to ranks that outlive a failed one.
@@ -68,32 +70,64 @@ def default_workers() -> int:
     return listed.stdout.count("GPU ") or 2
 
 
-def needed(strategy: str) -> bool:
-    """True where `run` must start the ranks: a distributed strategy outside any launcher."""
-    return strategy != "single" and detect(os.environ).launcher == "none"
+def needed(strategy: str, restarts: int = 0) -> bool:
+    """True where `run` must start the ranks: outside any launcher.
+
+    One process is started only to be started again.
+    """
+    if detect(os.environ).launcher != "none":
+        return False
+    return strategy != "single" or (restarts > 0 and JOB not in os.environ)
 
 
-def run(command: Sequence[str], *, strategy: str, workers: int) -> int:
+def run(command: Sequence[str], *, strategy: str, workers: int, restarts: int = 0) -> int:
     """Run `workers` copies of `command` as the ranks of one job and wait for them.
 
     Rank 0 writes to this process' output as it is, the others with a prefix. When a rank fails,
     the others are ended within seconds and the failed rank's traceback is printed last. SIGUSR1 is
     passed on to the ranks, SIGTERM too; after the latter they have SAVE_SECONDS.
 
+    Args:
+        command: of one rank.
+        strategy: "horovod", "multiworker", or with `restarts` also "single".
+        workers: number of ranks.
+        restarts: how often all ranks are started again when one has failed; the environment tells
+            them (cluster.JOB, cluster.RESTARTS), and what they go on with is theirs.
+
     Returns:
         0 if all ranks ended well, 2 if the failed rank refused its arguments, 75 if it has saved
         and wants to be started again, 130 if interrupted, else 1.
     """
-    if strategy not in STRATEGIES or strategy == "single":
+    if strategy not in STRATEGIES or (strategy == "single" and not restarts):
         raise StrategyError(f"strategy {strategy!r} starts no ranks; horovod and multiworker do")
     if workers < 1:
         raise StrategyError(f"--workers {workers}: at least 1 rank is needed")
-    module = importlib.import_module(STRATEGIES[strategy][0])
+    job = batch_job(os.environ) or f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
+    for attempt in range(restarts + 1):
+        told = {JOB: job, RESTARTS: str(attempt)} if restarts else {}
+        code, failure = _run_once(command, strategy, workers, told)
+        again = bool(failure) and code != REFUSED and attempt < restarts
+        if again:
+            failure += f"\nStarting all ranks again: {attempt + 1} of {restarts}."
+        if failure:
+            print(failure, file=sys.stderr, flush=True)
+        if not again:
+            break
+    return code
+
+
+def _run_once(
+    command: Sequence[str], strategy: str, workers: int, told: dict[str, str]
+) -> tuple[int, str]:
+    """Exit code, and the failure in words where a rank has failed."""
     with contextlib.ExitStack() as stack:
-        environments = stack.enter_context(module.local_environments(workers))
+        environments: list[dict[str, str]] = [{}]
+        if strategy != "single":
+            module = importlib.import_module(STRATEGIES[strategy][0])
+            environments = stack.enter_context(module.local_environments(workers))
         cores = _share_cores(workers)
         ranks = [
-            _Rank(rank, command, {**os.environ, **environment}, cores[rank])
+            _Rank(rank, command, {**os.environ, **environment, **told}, cores[rank])
             for rank, environment in enumerate(environments)
         ]
         grace = GRACE_SECONDS
@@ -105,7 +139,7 @@ def run(command: Sequence[str], *, strategy: str, workers: int) -> int:
         try:
             failed = _wait(ranks)
         except KeyboardInterrupt:
-            return 130
+            return 130, ""
         except SystemExit:
             grace = SAVE_SECONDS
             raise
@@ -114,12 +148,12 @@ def run(command: Sequence[str], *, strategy: str, workers: int) -> int:
             for number, old in previous.items():
                 signal.signal(number, old)
     if not failed:
-        return 0
+        return 0, ""
     cause = _find_cause(failed)
     if cause.process.returncode == TRY_AGAIN:
-        return TRY_AGAIN
-    print(cause.describe_failure(), file=sys.stderr, flush=True)
-    return REFUSED if cause.process.returncode == REFUSED else 1
+        return TRY_AGAIN, ""
+    refused = cause.process.returncode == REFUSED
+    return REFUSED if refused else 1, cause.describe_failure()
 
 
 class _Rank:
@@ -129,6 +163,7 @@ class _Rank:
         self, rank: int, command: Sequence[str], environment: dict[str, str], cores: set[int] | None
     ) -> None:
         self.rank = rank
+        self.stopped = False
         self.tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
         libc = ctypes.CDLL(None)
         parent = os.getpid()
@@ -167,10 +202,20 @@ class _Rank:
             screen.write(prefix + line)
             screen.flush()
 
+    def note_whether_stopped(self) -> bool:
+        """True if a signal (SIGSTOP) has stopped it and it has not gone on."""
+        try:
+            stat = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text()
+        except OSError:
+            return False
+        # The state comes after the program's name in brackets: proc(5).
+        self.stopped = stat.rpartition(")")[2].split()[0] == "T"
+        return self.stopped
+
     @property
     def was_killed(self) -> bool:
         """True if a signal ended it that no other rank's failure brings about."""
-        return -self.process.returncode in CAUSAL_SIGNALS
+        return self.stopped or -self.process.returncode in CAUSAL_SIGNALS
 
     @property
     def blames_others(self) -> bool:
@@ -185,6 +230,8 @@ class _Rank:
             if code < 0
             else f"ended with exit code {code}"
         )
+        if self.stopped:
+            how = "was stopped by a signal and did not go on"
         lines = list(self.tail)
         starts = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent")]
         verdicts = [line for line in lines if line.startswith("error: ")]
@@ -196,7 +243,7 @@ class _Rank:
 
 
 def _wait(ranks: Sequence[_Rank]) -> list[_Rank]:
-    """The ranks that failed, earliest first; none when all have ended well.
+    """The ranks that failed, earliest first, stopped ones before; none when all have ended well.
 
     After the first failure it waits SETTLE_SECONDS for the others.
     """
@@ -210,14 +257,16 @@ def _wait(ranks: Sequence[_Rank]) -> list[_Rank]:
         if failed:
             deadline = min(deadline, time.monotonic() + SETTLE_SECONDS)
         if None not in codes or time.monotonic() >= deadline:
-            return failed
+            # Whoever waits for a stopped rank fails in its place.
+            stopped = [rank for rank in ranks if failed and rank.note_whether_stopped()]
+            return stopped + failed
         time.sleep(POLL_SECONDS)
 
 
 def _find_cause(failed: Sequence[_Rank]) -> _Rank:
     """The rank whose failure brought the others': all output must have been read.
 
-    A killed rank, else one with an error of its own, else the earliest.
+    A killed or stopped rank, else one with an error of its own, else the earliest.
     """
     return min(failed, key=lambda rank: (not rank.was_killed, rank.blames_others))
 
@@ -264,13 +313,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workers", type=int, default=None, help="ranks (default: one per GPU, else 2)"
     )
+    parser.add_argument(
+        "--restarts", type=int, default=0, help="how often to start again after a failure"
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- command of one rank")
     given = parser.parse_args(arguments)
     command = given.command[1:] if given.command[:1] == ["--"] else given.command
     if not command:
         parser.error("no command after --")
     try:
-        return run(command, strategy=given.strategy, workers=given.workers or default_workers())
+        return run(
+            command,
+            strategy=given.strategy,
+            workers=given.workers or default_workers(),
+            restarts=given.restarts,
+        )
     except StrategyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from kerass2.models.labels import drawing_part
-from strategies.base import Strategy
+from strategies.base import Strategy, sum_compressed
 
 if TYPE_CHECKING:
     from kerass2.averaging import WeightAverage
@@ -29,6 +29,7 @@ def build_step(
     xla: bool = False,
     parts: int = 1,
     average: WeightAverage | None = None,
+    compression: str = "none",
 ) -> Callable[[Mapping[str, Any], bool], dict[str, float]]:
     """A compiled step.
 
@@ -48,6 +49,12 @@ def build_step(
         parts: equal parts of this rank's batch that are computed one after the other, so that the
             activations of one take memory at a time; they are summed before the all-reduce.
         average: takes in the weights after each step.
+        compression: a key of strategies.base.COMPRESSIONS; loss and wish travel uncompressed.
+
+    Ranks send nothing before the whole backward pass is done: the sum does not overlap with it.
+    Within the sum, Horovod fuses tensors and sends the first while it gathers the next ones
+    (HOROVOD_FUSION_THRESHOLD; HOROVOD_HIERARCHICAL_ALLREDUCE, where built for it), tf.distribute
+    packs them into one.
     """
     weights, taken = model.trainable_variables, list(model.input)
 
@@ -65,7 +72,11 @@ def build_step(
 
     def replica_step(batch: Mapping[str, Any], stop: Any) -> dict[str, Any]:
         value, gradients = gradient(batch, 0) if parts == 1 else _sum_parts(gradient, batch, parts)
-        *gradients, value, stop = strategy.sum_gradients([*gradients, value, stop])
+        if compression == "none":
+            *gradients, value, stop = strategy.sum_gradients([*gradients, value, stop])
+        else:
+            gradients = sum_compressed(strategy, gradients, compression)
+            value, stop = strategy.sum_gradients([value, stop])
         norm = tf.linalg.global_norm(gradients)
         optimizer.apply(gradients, weights)
         return {"loss": value, "gradient_norm": norm, "stop": stop}

@@ -25,7 +25,6 @@ from data_pipelines.spec import DataError
 from kerass2 import checkpoint, config, evaluate
 from kerass2.fit import fit as run_fit
 from kerass2.job import check
-from strategies.base import StrategyError
 from strategies.cluster import Cluster
 from strategies.single import SingleStrategy
 
@@ -295,8 +294,12 @@ def test_results_are_kept_unless_asked(trained, run_command, prepared, tmp_path)
     assert other.returncode == 1
     assert "another experiment (loss: l1 there, l2 here)" in other.stderr
     np.testing.assert_array_equal(weights(workdir), before)
-    resumed = fit(run_command, prepared, workdir, "--steps", STEPS + 2, "--resume")
+    # What may change on the way: the length, what is kept, the parts of a batch.
+    more = ("--resume", "--keep", 3, "--set", "run.accumulation_steps=2")
+    resumed = fit(run_command, prepared, workdir, "--steps", STEPS + 2, *more)
     assert resumed.returncode == 0, resumed.stderr
+    found = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    assert found == [f"step-{step:08d}.npz" for step in (28, STEPS, STEPS + 2)]
     again = fit(run_command, prepared, workdir, "--steps", 2, "--overwrite")
     assert again.returncode == 0, again.stderr
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["step-00000002.npz"]
@@ -446,27 +449,14 @@ class Recording(SingleStrategy):
 
 def test_statistics_are_averaged_before_each_checkpoint(prepared, tmp_path, monkeypatch):
     calls: list[str] = []
-    real = checkpoint.save
+    real = checkpoint.Writer.save
     monkeypatch.setattr(
-        checkpoint, "save", lambda *a, **k: (calls.append("save"), real(*a, **k))[1]
+        checkpoint.Writer, "save", lambda *a, **k: (calls.append("save"), real(*a, **k))[1]
     )
     monkeypatch.setattr(
         evaluate, "evaluate_model", lambda *a, **k: calls.append("evaluate") or SCORES
     )
-    experiment = config.override(
-        config.load("dsen2_20m_compact"),
-        [
-            "model.options.filters=8",
-            "model.options.blocks=1",
-            "run.precision=float32",
-            "run.steps=3",
-            "run.checkpoint_every=2",
-            "run.global_batch=4",
-        ],
-    )
-    job = check(
-        experiment, str(prepared), tmp_path, overwrite=False, resume=False, max_seconds=math.inf
-    )
+    job = small_job(prepared, tmp_path)
     run_fit(job, Recording(calls))
     assert calls == ["average", "save", "average", "save", "evaluate"]
 
@@ -474,25 +464,38 @@ def test_statistics_are_averaged_before_each_checkpoint(prepared, tmp_path, monk
 SCORES = {"methods": {name: {"rmse": {"mean": 1.0}} for name in ("model", "bicubic")}}
 
 
-class Far(SingleStrategy):
-    """One of two ranks; the other began at another step."""
-
-    def __init__(self) -> None:
-        super().__init__(Cluster("none"))
-        self.world_size = 2
-
-    def sum(self, values: np.ndarray) -> np.ndarray:
-        return 2 * values + 1
+def small_job(prepared: pathlib.Path, workdir: pathlib.Path, *settings: str, **options):
+    chosen = ("model.options.filters=8", "model.options.blocks=1", "run.precision=float32")
+    chosen += ("run.steps=3", "run.checkpoint_every=2", "run.global_batch=4", *settings)
+    experiment = config.override(config.load("dsen2_20m_compact"), chosen)
+    given = {"overwrite": False, "resume": False, "max_seconds": math.inf, **options}
+    return check(experiment, str(prepared), workdir, **given)
 
 
-def test_ranks_that_disagree_are_refused(prepared, tmp_path):
-    experiment = config.override(
-        config.load("dsen2_20m_compact"),
-        ["model.options.filters=8", "model.options.blocks=1", "run.precision=float32"],
-    )
-    job = check(
-        experiment, str(prepared), tmp_path, overwrite=False, resume=False, max_seconds=math.inf
-    )
-    with pytest.raises(StrategyError, match="ranks differ: rank 0 begins at step 0"):
-        run_fit(job, Far())
-    assert not (tmp_path / "experiment.json").exists()
+def test_a_signal_in_the_last_validation_does_not_end_it(prepared, tmp_path, monkeypatch, capsys):
+    def score(*args, **kwargs):
+        assert (tmp_path / "model.keras").exists()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return SCORES
+
+    monkeypatch.setattr(evaluate, "evaluate_model", score)
+    run_fit(small_job(prepared, tmp_path), SingleStrategy(Cluster("none")))
+    said = capsys.readouterr()
+    assert "SIGUSR1 came after the last step: the run is complete" in said.err
+    assert "3 steps; model:" in said.out
+    assert log_lines(tmp_path)[-1]["validation_rmse"] == 1.0
+
+
+def test_a_restarted_job_goes_on_with_its_own_run_only(run_here, prepared, trained, tmp_path):
+    workdir = tmp_path / "w"
+    shutil.copytree(trained("single")[0], workdir)
+    data = json.loads((workdir / "data.json").read_text())
+    (workdir / "data.json").write_text(json.dumps({**data, "job": "50"}))
+    given = ("--data", prepared, "--workdir", workdir, *SHORT)
+    for job, restarts in (("77", "1"), ("50", "0")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_JOB_ID", job)
+            patch.setenv("SLURM_RESTART_COUNT", restarts)
+            result = run_here("fit", *given, "--steps", STEPS)
+        assert result.returncode == 1
+        assert "--resume to go on, or --overwrite" in result.stderr

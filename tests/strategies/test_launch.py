@@ -17,7 +17,7 @@ from strategies import launch
 
 
 def run_ranks(
-    code: str, *, workers: int = 2, strategy: str = "multiworker", **kwargs
+    code: str, *, workers: int = 2, strategy: str = "multiworker", restarts: int = 0, **kwargs
 ) -> subprocess.CompletedProcess:
     prelude = (
         "import json, os, sys, time; rank = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
@@ -30,6 +30,8 @@ def run_ranks(
         strategy,
         "--workers",
         str(workers),
+        "--restarts",
+        str(restarts),
     ]
     return subprocess.run(
         [*command, "--", sys.executable, "-c", prelude + code],
@@ -148,6 +150,51 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path):
     launcher.wait()
     pids = [int(path.name) for path in tmp_path.iterdir()]
     _until(lambda: not any(_alive(pid) for pid in pids))
+
+
+def test_a_stopped_rank_is_the_cause_though_another_fails_of_it(tmp_path):
+    begin = time.monotonic()
+    result = run_ranks(
+        "import signal\nif rank == 1: os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "time.sleep(1)\nraise ValueError('has waited for rank 1')"
+    )
+    assert time.monotonic() - begin < 30
+    assert result.returncode == 1
+    assert "rank 1 was stopped by a signal and did not go on" in result.stderr.splitlines()[-1]
+
+
+FAILS_TWICE = """
+times = os.path.join(folder, str(rank))
+print(f"start {os.environ['KERASS2_RESTARTS']} {os.environ['KERASS2_JOB']}\\n", end="")
+open(times, "a").write("x")
+if rank == 1 and os.path.getsize(times) <= 2: raise ValueError("the cause")
+if os.path.getsize(times) <= 2: time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("restarts", "code"), [(2, 0), (1, 1)])
+def test_ranks_are_started_again_as_often_as_told(tmp_path, restarts, code):
+    result = run_ranks(f"folder = {str(tmp_path)!r}{FAILS_TWICE}", restarts=restarts)
+    assert result.returncode == code
+    lines = [line.split()[-3:] for line in result.stdout.splitlines()]
+    assert sorted(line[1] for line in lines) == sorted([*map(str, range(restarts + 1))] * 2)
+    assert len({line[2] for line in lines}) == 1  # one name, by which a run knows its own
+    said = result.stderr.splitlines()
+    assert said.count("ValueError: the cause") >= 2
+    assert f"Starting all ranks again: {restarts} of {restarts}." in said
+    if code:
+        assert said[-1] == "ValueError: the cause"
+
+
+def test_what_is_refused_or_saved_is_not_started_again(tmp_path):
+    for code in (2, 75):
+        folder = tmp_path / str(code)
+        folder.mkdir()
+        result = run_ranks(
+            f"open({str(folder)!r} + f'/{{rank}}', 'a').write('x'); sys.exit({code})", restarts=3
+        )
+        assert result.returncode == code
+        assert [path.stat().st_size for path in folder.iterdir()] == [1, 1]
 
 
 def test_refused_arguments_give_exit_code_2():
