@@ -271,7 +271,7 @@ def test_other_backends_load_predict_and_train(tmp_path: pathlib.Path, backend: 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("s3x", {}, "unknown model 's3x'; there are: bicubic, bilinear, dsen2, s2x"),
+        ("s3x", {}, "unknown model 's3x'; there are: bicubic, bilinear, dsen2, resnet"),
         (
             "dsen2",
             {"attention": True},

@@ -26,13 +26,15 @@ CASES: dict[str, dict[str, object]] = {
     "bicubic": {},
     "bilinear": {},
 }
+# All but the classifiers: one that is added later must be a case here too.
+SHARPENERS = [name for name in models.MODELS if name not in ("resnet", "wide_resnet")]
 TASKS = {"s6x": "superres_60m"}
 WINDOW = 36
 SCENE = "L1C_s2s_ucnn_usa.npz"
 STEPS, BATCH = 100, 8
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", SHARPENERS)
 def test_constant_input_gives_constant_output(name: str) -> None:
     model = untrained(name, **CASES[name])
     cubes = {}
@@ -89,7 +91,7 @@ def seams_of(network: networks.Network, given: Granule, edge: int, core: int) ->
 
 
 @pytest.mark.shared_data
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", SHARPENERS)
 def test_borders_do_not_show(name: str, shared_data: pathlib.Path) -> None:
     """Windows of some blocks of the lattice, so that borders of windows are borders of blocks."""
     path = shared_data / "sr_scenes" / SCENE
