@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from kerass2 import models
+from kerass2.layerwise import LAMB, LARS
 from kerass2.models.layers import SyncBatchNormalization
 from kerass2.optimizers import Nadam
 
@@ -23,7 +24,12 @@ CASES = (
     *itertools.product(MODELS, OPTIMIZERS, CLIPS),
     ("s2x", "nadam", None),
     ("dsen2", "nadam", 0.05),
+    ("wide_resnet", "sgd", None),
+    ("wide_resnet", "lars", 0.05),
+    ("wide_resnet", "lamb", None),
 )
+# Local statistics: one process that normalises each rank's slice by itself.
+LOCAL = ("batch_norm", "wide_resnet")
 # Trained once more with the sum taken out.
 BROKEN = (
     ("dsen2", "sgd", None),
@@ -45,6 +51,8 @@ def build_model(name: str, *, reference: bool = False) -> keras.Model:
                     np.full(variable.shape, 0.1, np.float32)
                 )  # so that attention takes part
         return model
+    if name == "wide_resnet":
+        return _build_classifier()
     synchronised = name == "batch_norm_synchronised" and not reference
     normalise = SyncBatchNormalization if synchronised else keras.layers.BatchNormalization
     fine = keras.Input((None, None, 4), name="gsd10")
@@ -65,12 +73,31 @@ def build_model(name: str, *, reference: bool = False) -> keras.Model:
     return keras.Model({"gsd10": fine, "gsd20": coarse}, {"superres_20m": x})
 
 
+def _build_classifier() -> keras.Model:
+    """A classifier whose logits are spread over the target's pixels, which the loss compares.
+
+    Without dropout, whose mask depends on the number of slices. Not the other ResNet: so small and
+    with so few patches it is chaotic, a change of its weights by 1e-7 grows to 1e-2 in these steps.
+    tests/kerass2/test_label_training.py has it, over fewer.
+    """
+    options = {"depth": 10, "width": 1, "strides": 1, "bands": "rgb", "classes": 6, "l2": 1e-3}
+    model = models.build("wide_resnet", **options, dropout=0.0)
+    coarse = keras.Input((None, None, 6), name="gsd20")
+    x = keras.layers.Reshape((1, 1, 6), name="pixel")(model.output["labels"])
+    x = keras.layers.UpSampling2D(8, name="pixels")(x)
+    return keras.Model({**model.input, "gsd20": coarse}, {"superres_20m": x})
+
+
 def build_optimizer(name: str, clip: float | None) -> keras.optimizers.Optimizer:
-    """Adam, our Nadam or SGD; clip is the largest norm of the summed gradient."""
+    """Adam, our Nadam, LARS, LAMB or SGD; clip is the largest norm of the summed gradient."""
     if name == "adam":
         return keras.optimizers.Adam(1e-3, global_clipnorm=clip)
     if name == "nadam":
         return Nadam(1e-3, global_clipnorm=clip)
+    if name == "lars":
+        return LARS(1.0, trust=0.02, global_clipnorm=clip)
+    if name == "lamb":
+        return LAMB(1e-2, global_clipnorm=clip)
     return keras.optimizers.SGD(1e-2, momentum=0.9, nesterov=True, global_clipnorm=clip)
 
 

@@ -100,8 +100,7 @@ def trained(request, jobs) -> tuple[int, list[Weights]]:
 def test_ranks_equal_one_process(trained, reference, case):
     workers, ranks = trained
     name = "/".join(map(str, case))
-    # Local batch-norm statistics: one process that normalises each rank's slice by itself.
-    parts = workers if case[0] == "batch_norm" else 1
+    parts = workers if case[0] in cases.LOCAL else 1
     expected = reference[f"{parts}/{name}"]
     for weights in ranks:
         relative, largest = distance(weights[name], expected)
