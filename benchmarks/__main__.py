@@ -13,6 +13,7 @@ from kerass2 import cli
 
 # Subcommand -> one line of help; its module is imported when it is called.
 COMMANDS = {
+    "faults": "What checkpoints and comparisons of weights cost.",
     "learning_rate": "The plain and the modified rule by batch size; a figure.",
     "pipeline": "Cutting, reading every format, preparing whole tiles, memory.",
     "step": "Training step: loop against bare step, 1 rank against 2, bfloat16 against float32.",

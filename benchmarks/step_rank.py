@@ -80,17 +80,34 @@ def _draw(takes: dict[str, Any], case: dict[str, Any], rank: int) -> dict[str, A
     return {"inputs": inputs, "targets": {takes["target"]: target}}
 
 
-def _build_loop(strategy: Strategy, case: dict[str, Any], precision: str) -> Run:
-    """The package's own loop and step, over a tf.data dataset that repeats the batch."""
-    import tensorflow as tf
-
-    from kerass2 import logs, losses, train
-    from kerass2.steps.tensorflow import build_step
+def _make_step(strategy: Strategy, case: dict[str, Any], precision: str) -> tuple[Any, ...]:
+    """Model, optimizer, the package's step, and one batch in memory."""
+    from kerass2 import losses
+    from kerass2.steps import tensorflow as steps
 
     model, optimizer, batch = _make(strategy, case, precision)
     global_batch = case["batch"] * strategy.world_size
     loss = losses.get(case["experiment"]["loss"])
-    step = build_step(strategy, model, optimizer, loss, global_batch)
+    compression = case["experiment"]["run"]["compression"]
+    step = steps.build_step(strategy, model, optimizer, loss, global_batch, compression=compression)
+    return model, optimizer, step, batch
+
+
+def build_step(
+    strategy: Strategy, case: dict[str, Any], precision: str
+) -> tuple[Any, Any, Callable[[], Any]]:
+    """Model, optimizer, and the package's step on one batch in memory."""
+    model, optimizer, step, batch = _make_step(strategy, case, precision)
+    return model, optimizer, lambda: step(batch, False)
+
+
+def _build_loop(strategy: Strategy, case: dict[str, Any], precision: str) -> Run:
+    """The package's own loop and step, over a tf.data dataset that repeats the batch."""
+    import tensorflow as tf
+
+    from kerass2 import logs, train
+
+    _, _, step, batch = _make_step(strategy, case, precision)
     options = tf.data.Options()
     options.autotune.enabled = False  # nothing to tune, and its thread can hold up the end
     dataset = tf.data.Dataset.from_tensors(batch).repeat().with_options(options)
