@@ -14,6 +14,7 @@ from kerass2 import cli
 # Subcommand -> one line of help; its module is imported when it is called.
 COMMANDS = {
     "classification": "A small ResNet on a made-up BigEarthNet: bands and remedies; a table.",
+    "faults": "What checkpoints and comparisons of weights cost.",
     "large_batch": "How large a global batch labels bear, by rule; a figure.",
     "learning_rate": "The plain and the modified rule by batch size; a figure.",
     "pipeline": "Cutting, reading every format, preparing whole tiles, memory.",

@@ -87,19 +87,35 @@ def _count(targets: dict[str, Any]) -> Any:
     return targets["labels"].numpy().sum(axis=0).astype(np.int64), len(targets["labels"])
 
 
+def _make_step(strategy: Strategy, case: dict[str, Any], precision: str) -> tuple[Any, ...]:
+    """Model, optimizer, the package's step, and one batch in memory."""
+    from kerass2 import losses
+    from kerass2.steps import tensorflow as steps
+
+    model, optimizer, batch = _make(strategy, case, precision)
+    global_batch = case["batch"] * strategy.world_size
+    experiment = case["experiment"]
+    loss = losses.get(experiment["loss"], experiment["loss_options"], _count(batch["targets"]))
+    compression = experiment["run"]["compression"]
+    step = steps.build_step(strategy, model, optimizer, loss, global_batch, compression=compression)
+    return model, optimizer, step, batch
+
+
+def build_step(
+    strategy: Strategy, case: dict[str, Any], precision: str
+) -> tuple[Any, Any, Callable[[], Any]]:
+    """Model, optimizer, and the package's step on one batch in memory."""
+    model, optimizer, step, batch = _make_step(strategy, case, precision)
+    return model, optimizer, lambda: step(batch, False)
+
+
 def _build_loop(strategy: Strategy, case: dict[str, Any], precision: str) -> Run:
     """The package's own loop and step, over a tf.data dataset that repeats the batch."""
     import tensorflow as tf
 
-    from kerass2 import logs, losses, train
-    from kerass2.steps.tensorflow import build_step
+    from kerass2 import logs, train
 
-    model, optimizer, batch = _make(strategy, case, precision)
-    global_batch = case["batch"] * strategy.world_size
-    loss = losses.get(
-        case["experiment"]["loss"], case["experiment"]["loss_options"], _count(batch["targets"])
-    )
-    step = build_step(strategy, model, optimizer, loss, global_batch)
+    _, _, step, batch = _make_step(strategy, case, precision)
     options = tf.data.Options()
     options.autotune.enabled = False  # nothing to tune, and its thread can hold up the end
     dataset = tf.data.Dataset.from_tensors(batch).repeat().with_options(options)

@@ -115,6 +115,7 @@ def fit(job: Job, strategy: Strategy) -> None:
 
     Raises:
         DataError: data, starting weights or checkpoint are damaged, or do not fit the model.
+        StrategyError: ranks differ in what must be the same on all.
         TrainingError: the loss is not finite.
     """
     from kerass2 import agreement, precision, stall
