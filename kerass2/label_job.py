@@ -36,6 +36,7 @@ FOREIGN: Mapping[str, Any] = {
     "stac": False,
     "preview": False,
     "border": None,
+    "bicubic": False,
 }
 
 

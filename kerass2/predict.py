@@ -215,7 +215,7 @@ def main(
     kerass2.prepare; all else is cut into windows of 1.2 km. Tables have a row for each patch or
     window with its labels and each class' probability, a .tif a band of probabilities for each
     class and a pixel for each window. A window where some pixel has no data in any band of its GSD
-    gets no labels (NaN).
+    gets no labels (NaN). Labels of one INPUT are begun anew with --resume.
     """
     from kerass2 import label_job, predict_job
 

@@ -284,7 +284,7 @@ def test_one_patch_is_a_raster_of_one_pixel(files, predict, tmp_path):
     ("options", "output", "code", "message"),
     [
         (("--stac",), "out.csv", 2, "--stac: for sharpening"),
-        (("--bands", "all"), "out.csv", 2, "--bands: for sharpening"),
+        (("--bands", "all", "--bicubic"), "out.csv", 2, "--bands, --bicubic: for sharpening"),
         (("--threshold", "2"), "out.csv", 2, "--threshold 2: expected a number from 0 to 1"),
         ((), "out.zarr", 1, "expected a name that ends in .csv or .geojson or .parquet or .tif"),
         (("--stride", 50), "out.csv", 1, "--stride 50: expected a multiple of 6 px"),

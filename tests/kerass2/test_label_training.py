@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 
@@ -113,9 +114,10 @@ def trained(fit, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def short(fit, tmp_path_factory):
-    """Strategy -> workdir after 6 steps on 2 ranks in 2 parts each, or in 4 parts of one."""
+    """(strategy, depth, steps) -> workdir, on 2 ranks in 2 parts each or in 4 parts of one."""
 
-    def train(strategy: str) -> pathlib.Path:
+    @functools.cache
+    def train(strategy: str, depth: int = 10, steps: int = 6) -> pathlib.Path:
         if strategy == "horovod":
             pytest.importorskip("horovod", reason="Horovod is not built here")
         workdir = tmp_path_factory.mktemp(strategy) / "work"
@@ -123,23 +125,21 @@ def short(fit, tmp_path_factory):
         # 2 x 12 / 256: steps that are long enough to tell ranks from parts.
         further = {"optimizer__learning_rate": 2.0, "data__mix_up": 0.3, "data__oversample": 0.1}
         # Dropout stays: the fourth quarter of a batch has its mask, whoever computes it.
-        lasting = {"model__options__zero_gamma": False}
-        fit(workdir, strategy, "--steps", 6, **parts, **further, **lasting)
+        lasting = {"model__options__zero_gamma": False, "model__options__depth": depth}
+        fit(workdir, strategy, "--steps", steps, **parts, **further, **lasting)
         return workdir
 
     return train
 
 
-@pytest.fixture(scope="module")
-def in_parts(short):
-    return short("single")
-
-
+# Bottlenecks of so few filters are chaotic: rounding grows tenfold with each step. So it is two.
+@pytest.mark.parametrize(("depth", "steps"), [(10, 6), (14, 2)])
 @pytest.mark.parametrize("strategy", ["horovod", "multiworker"])
-def test_two_ranks_are_one_process_that_normalises_each_slice(short, in_parts, strategy):
-    found, expected = weights(short(strategy)), weights(in_parts)
+def test_two_ranks_are_one_process_that_normalises_each_slice(short, strategy, depth, steps):
+    found, expected = (weights(short(name, depth, steps)) for name in (strategy, "single"))
     flat = [np.concatenate([w.ravel() for w in x]).astype(float) for x in (found, expected)]
-    assert np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]) < 1e-4
+    relative = np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1])
+    assert relative < (1e-4 if depth == 10 else 1e-5), relative
 
 
 def test_training_says_and_keeps_what_it_used(trained):
@@ -270,7 +270,7 @@ def test_an_archive_has_to_be_prepared(run_command, tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_a_resumed_run_knows_what_its_data_decided(fit, tmp_path, in_parts):
+def test_a_resumed_run_knows_what_its_data_decided(fit, tmp_path, short):
     """By the experiment's name, which says neither inputs nor classes; to the same weights."""
     workdir = tmp_path / "work"
     settings = {"model__options__zero_gamma": False}
@@ -278,7 +278,7 @@ def test_a_resumed_run_knows_what_its_data_decided(fit, tmp_path, in_parts):
     settings["run__accumulation_steps"] = 4
     fit(workdir, "single", "--steps", 4, **settings)
     fit(workdir, "single", "--steps", 6, "--resume", **settings)
-    for found, expected in zip(weights(workdir), weights(in_parts), strict=True):
+    for found, expected in zip(weights(workdir), weights(short("single")), strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
