@@ -10,6 +10,8 @@ INPUT ?= $(if $(filter synthetic,$(DATA)),synthetic,sample)
 # More options for kerass2.fit in the demo, for pytest in the tests.
 FIT_OPTIONS ?=
 PYTEST_OPTIONS ?=
+# Processes that test side by side, a file each.
+JOBS ?= 2
 VENV ?= .venv
 # cpu or gpu, with what else setup.cfg offers.
 EXTRAS ?= cpu,io,dev
@@ -121,7 +123,7 @@ demo: setup
 	@echo "the page: file://$(abspath $(DEMO_DIR))/report.html"
 
 test: setup
-	$(PY) -m pytest -m "not slow and not gpu and not cluster" $(PYTEST_OPTIONS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not cluster" $(PYTEST_OPTIONS)
 
 test-slow: setup
 	$(PY) -m pytest -m "slow and not gpu and not cluster" $(PYTEST_OPTIONS)
