@@ -177,7 +177,10 @@ def _fetch_labelled(cache: pathlib.Path) -> pathlib.Path:
     def make(folder: pathlib.Path) -> None:
         from data_pipelines import bigearthnet_convert
 
-        bigearthnet_convert.convert_archive(_fetch_archive(cache), folder, provenance=_provenance())
+        archive = _fetch_archive(cache)
+        bigearthnet_convert.convert_archive(
+            archive, folder, lists=archive, provenance=_provenance()
+        )
 
     return _ask_once(cache / f"sample-bigearthnet-{VERSION}", make)
 

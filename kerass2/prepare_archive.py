@@ -43,7 +43,7 @@ def run(
     is_sample = word == "sample" and not sources[0].exists()
     archive = sample.fetch_archive() if is_sample else sources[0]
     upsample = _find_upsampler(options)
-    shared = ("file_format", "processes", "scheduler", "overwrite", "resume", "lists")
+    shared = ("file_format", "processes", "scheduler", "overwrite", "resume")
     with bar as advance:
         summary = bigearthnet_convert.convert_archive(
             archive,
@@ -51,6 +51,7 @@ def run(
             num_classes=classes,
             split="official" if split == "auto" else split,
             upsample=upsample,
+            lists=options["lists"] or (archive if is_sample else None),
             provenance={"sources": [str(source) for source in sources]},
             advance=advance,
             **{name: options[name] for name in shared},
