@@ -140,7 +140,8 @@ class RunConfig:
     """Decay of a moving average of the weights, which validations and saved models take; 0: none.
     """
     compression: Literal["none", "fp16", "bf16"] = "none"
-    """What gradients are cast to on their way between ranks: half the bytes, and rounded."""
+    """What gradients are cast to on their way between ranks: half the bytes, and rounded. horovod
+    knows no bf16."""
     xla: bool = False
     """Compile the step with XLA; single only, Horovod's operations are no XLA operations."""
 

@@ -119,11 +119,13 @@ def fit(job: Job, strategy: Strategy) -> None:
         TrainingError: the loss is not finite.
     """
     from kerass2 import agreement, precision, stall
+    from strategies.base import check_compression
 
     seconds = stall.read_seconds(os.environ) if strategy.world_size > 1 else 0.0
     watch = stall.Watch(seconds, strategy.rank)
     strategy.sum = watch.timed(strategy.sum)  # type: ignore[method-assign]
     agreement.check_start(job, strategy)
+    check_compression(strategy, job.experiment.run.compression)
     settings = dataclasses.replace(
         job.experiment.run, precision=precision.resolve(job.experiment.run.precision, strategy)
     )

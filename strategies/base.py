@@ -17,6 +17,12 @@ import numpy as np
 # run.compression's words -> the type in which gradients travel; None: their own.
 COMPRESSIONS: dict[str, str | None] = {"none": None, "fp16": "float16", "bf16": "bfloat16"}
 
+# (strategy, compression) -> what to do instead. Horovod's TensorFlow operations take no bfloat16:
+# horovod/tensorflow/mpi_ops.cc lists their types.
+UNKNOWN_COMPRESSIONS = {
+    ("horovod", "bf16"): "Horovod 0.28 sends no bfloat16: choose fp16, or --strategy multiworker"
+}
+
 
 class StrategyError(RuntimeError):
     """A strategy cannot start or go on; the message says what was found and what to do."""
@@ -72,6 +78,17 @@ class Strategy(Protocol):
     def average_statistics(self, model: Any) -> None:
         """Average batch-norm moving statistics over ranks. Every rank calls it."""
         ...
+
+
+def check_compression(strategy: Strategy, compression: str) -> None:
+    """Refuse a compression that the strategy cannot send, before any rank waits for it.
+
+    Raises:
+        StrategyError: says what to do.
+    """
+    remedy = UNKNOWN_COMPRESSIONS.get((strategy.name, compression))
+    if remedy is not None:
+        raise StrategyError(f"run.compression={compression}: {remedy}")
 
 
 def sum_compressed(

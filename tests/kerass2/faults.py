@@ -47,6 +47,8 @@ KINDS = {
     "damage": ("step",),
     "full": ("checkpoint",),
 }
+# Steps when a checkpoint has been written that is not the first.
+DAMAGED_AT = (15, 19, 23)
 # Kind -> what the launcher says of it last, or before the traceback.
 ENDINGS = {
     "kill": "was killed by SIGKILL",
@@ -99,10 +101,10 @@ def draw(generator: random.Random, strategies: Sequence[str]) -> Case:
     rank = generator.randrange(1 if strategy == "single" else 2)
     if kind in ("damage", "full"):
         rank = 0
-    # Of step 9 on there is a checkpoint before a damaged one; a run writes six.
-    first, last = (9, STEPS - 1) if kind == "damage" else (0, STEPS - 1)
-    step = generator.randint(0, 5) if when == "checkpoint" else generator.randint(first, last)
-    return Case(strategy, kind, rank, when, step if when in ("step", "checkpoint") else 0)
+    # A run writes six checkpoints.
+    steps = {"step": range(STEPS), "checkpoint": range(6)}.get(when, range(1))
+    step = generator.choice(DAMAGED_AT if kind == "damage" else steps)
+    return Case(strategy, kind, rank, when, step)
 
 
 def command(data: pathlib.Path, workdir: pathlib.Path, strategy: str, *more: str) -> list[str]:

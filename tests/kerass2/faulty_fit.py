@@ -121,11 +121,13 @@ def leave(run: Session) -> None:
 
 def damage_and_kill(run: Session) -> None:
     """What was written last turns bad, and the process dies."""
-    found = sorted((run.job.workdir / "checkpoints").glob("step-*.npz"))
-    if len(found) > 1:
-        data = bytearray(found[-1].read_bytes())
-        data[len(data) // 2] ^= 0xFF
-        found[-1].write_bytes(data)
+    folder = run.job.workdir / "checkpoints"
+    while any(folder.glob(".step-*")):  # it is being written
+        time.sleep(0.01)
+    newest = max(folder.glob("step-*.npz"))
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    newest.write_bytes(data)
     kill(run)
 
 

@@ -179,13 +179,23 @@ def check_same(found: pathlib.Path, expected: pathlib.Path, strategy: str) -> No
     assert scores(found).keys() == scores(expected).keys()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_run_in_two_sessions_is_the_unbroken_one(trained, fit, tmp_path, strategy):
-    """The first ends between two validations and between two checkpoints."""
+@pytest.mark.parametrize(
+    ("strategy", "other"),
+    [
+        ("single", ("single",)),
+        ("horovod", ("multiworker", "--workers", 3)),
+        ("multiworker", ("multiworker",)),
+    ],
+)
+def test_a_run_in_two_sessions_is_the_unbroken_one(trained, fit, tmp_path, strategy, other):
+    """The first ends between two validations and between two checkpoints.
+
+    One goes on with another number of ranks by the other strategy.
+    """
     parts = {"run.micro_batch": 3 if strategy == "horovod" else 0}  # a run that is there already
     expected = trained(strategy, *parts.values())
     fit(tmp_path / "w", "--steps", 14, "--strategy", strategy, **parts)
-    fit(tmp_path / "w", "--steps", STEPS, "--strategy", strategy, "--resume", **parts)
+    fit(tmp_path / "w", "--steps", STEPS, "--strategy", *other, "--resume", **parts)
     (tmp_path / "w" / "log.jsonl").write_text(
         "".join(
             line
