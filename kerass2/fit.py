@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kerass2 import cli, config, interruption, ranks, session
+from kerass2 import cli, config, interruption, ranks, session, staging
 from kerass2 import job as jobs
 from kerass2 import workdir as folder
 from kerass2.interruption import Interruption
@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     "--data",
     help="Folder made by kerass2.prepare, a product (.SAFE, .zip, ...), cut as it is read, or "
     "'synthetic'; default: the real sample.",
+)
+@click.option(
+    "--stage",
+    type=click.Path(path_type=pathlib.Path),
+    metavar="DIR",
+    help="Copy the data to this folder of each node first, check and read them there.",
 )
 @click.option(
     "--workdir", type=click.Path(path_type=pathlib.Path), help="Default: runs/EXPERIMENT."
@@ -56,6 +62,7 @@ def main(
     strategy: str,
     workers: int | None,
     data: str | None,
+    stage: pathlib.Path | None,
     workdir: pathlib.Path | None,
     epochs: int | None,
     steps: int | None,
@@ -93,7 +100,10 @@ def main(
     job = jobs.check(
         chosen, data, workdir, resume=resume, overwrite=overwrite, max_seconds=limit, init=init
     )
-    fit(job, ranks.start(strategy, workers))
+    started = ranks.start(strategy, workers)
+    if stage:
+        job = dataclasses.replace(job, data=staging.stage(job.data, stage, started))
+    fit(job, started)
 
 
 def fit(job: Job, strategy: Strategy) -> None:
