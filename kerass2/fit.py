@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kerass2 import cli, config, interruption, ranks, session
+from kerass2 import cli, config, interruption, ranks, session, staging
 from kerass2 import job as jobs
 from kerass2 import workdir as folder
 from kerass2.interruption import Interruption
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     "--data",
     help="Folder made by kerass2.prepare, a product (.SAFE, .zip, ...), cut as it is read, or "
     "'synthetic'; default: the real sample.",
+)
+@click.option(
+    "--stage",
+    type=click.Path(path_type=pathlib.Path),
+    metavar="DIR",
+    help="Copy the data to this folder of each node first, check and read them there.",
 )
 @click.option(
     "--workdir", type=click.Path(path_type=pathlib.Path), help="Default: runs/EXPERIMENT."
@@ -65,6 +71,7 @@ def main(
     strategy: str,
     workers: int | None,
     data: str | None,
+    stage: pathlib.Path | None,
     workdir: pathlib.Path | None,
     epochs: int | None,
     steps: int | None,
@@ -107,7 +114,10 @@ def main(
     job = jobs.check(
         chosen, data, workdir, resume=resume, overwrite=overwrite, max_seconds=limit, init=init
     )
-    fit(job, ranks.start(strategy, workers, restarts))
+    started = ranks.start(strategy, workers, restarts)
+    if stage:
+        job = dataclasses.replace(job, data=staging.stage(job.data, stage, started))
+    fit(job, started)
 
 
 def fit(job: Job, strategy: Strategy) -> None:
@@ -119,9 +129,10 @@ def fit(job: Job, strategy: Strategy) -> None:
         TrainingError: the loss is not finite.
     """
     from kerass2 import agreement, precision, stall
+    from strategies import settings as variables
     from strategies.base import check_compression
 
-    seconds = stall.read_seconds(os.environ) if strategy.world_size > 1 else 0.0
+    seconds = variables.read(os.environ).stall_seconds if strategy.world_size > 1 else 0.0
     watch = stall.Watch(seconds, strategy.rank)
     strategy.sum = watch.timed(strategy.sum)  # type: ignore[method-assign]
     agreement.check_start(job, strategy)

@@ -10,13 +10,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from strategies.base import StrategyError
-
-# Environment variable: how long a rank waits, in seconds; 0: for ever.
-VARIABLE, DEFAULT_SECONDS = "KERASS2_STALL_SECONDS", 300.0
 LONGEST_TICK = 1.0
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -55,25 +51,9 @@ class Watch:
             seen = self._calls
         print(
             f"error: rank {self._rank} has waited {self._seconds:.0f} s for the others: one is "
-            f"stopped, or out of reach, or a step takes longer ({VARIABLE})",
+            f"stopped, or out of reach, or a step takes longer (KERASS2_STALL_SECONDS)",
             file=sys.stderr,
             flush=True,
         )
         # The main thread is in a library that no signal reaches.
         os._exit(1)
-
-
-def read_seconds(environ: Mapping[str, str]) -> float:
-    """What the variable says.
-
-    Raises:
-        StrategyError: it is no number of seconds.
-    """
-    text = environ.get(VARIABLE) or str(DEFAULT_SECONDS)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise StrategyError(f"{VARIABLE}={text}: expected a number of seconds, 0 for no limit")
-    return seconds

@@ -6,11 +6,6 @@ import subprocess
 import sys
 import time
 
-import pytest
-
-from kerass2 import stall
-from strategies.base import StrategyError
-
 PRELUDE = "import os, signal, sys, time; from kerass2.stall import Watch\n"
 
 
@@ -43,14 +38,3 @@ def test_a_process_that_was_stopped_itself_has_not_waited():
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )
     assert run(code).returncode == 0
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("", 300.0), ("12.5", 12.5), ("0", 0.0)])
-def test_the_variable(text, seconds):
-    assert stall.read_seconds({"KERASS2_STALL_SECONDS": text}) == seconds
-
-
-@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])
-def test_a_wrong_variable(text):
-    with pytest.raises(StrategyError, match=r"KERASS2_STALL_SECONDS=.*expected a number"):
-        stall.read_seconds({"KERASS2_STALL_SECONDS": text})
