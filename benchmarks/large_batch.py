@@ -12,7 +12,8 @@ normalised by itself as if it were a rank's.
 A run breaks where its loss or gradient is no longer finite or ends above its beginning, or where
 its average precision on the validation split is below 0.9 of the plain rule's at the smallest
 batch. Larger batches make fewer steps of the same patches: to break may also mean that there were
-too few.
+too few. Losses of SGD hold the L2 term, which LARS has as its decay instead: between rules compare
+their course, not their height.
 """
 
 from __future__ import annotations
