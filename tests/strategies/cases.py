@@ -18,6 +18,8 @@ from kerass2.optimizers import Nadam
 STEPS = 10
 GLOBAL_BATCH = 12  # shared evenly by 2 and by 3 ranks
 MODELS = ("s2x", "dsen2", "batch_norm", "batch_norm_synchronised")
+# Not whole in any binary type.
+NUMBERS = np.array([0.1, 0.3, 7e-4])
 OPTIMIZERS = ("adam", "sgd")
 CLIPS = (None, 0.05)
 CASES = (

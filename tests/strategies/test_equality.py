@@ -14,6 +14,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 
 import cases
@@ -21,6 +22,8 @@ import numpy as np
 import pytest
 
 import strategies
+from strategies import base
+from strategies.base import StrategyError
 
 HERE = pathlib.Path(__file__).parent
 ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -124,6 +127,27 @@ def test_the_reference_moves_and_clips(reference):
         assert distance(clipped, free)[0] > 100 * TOLERANCE
     local, whole = (reference[f"{parts}/batch_norm/adam/None"] for parts in (2, 1))
     assert distance(local, whole)[0] > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize(("compression", "bits"), [("none", 24), ("fp16", 11), ("bf16", 8)])
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_compressed_sums_are_sums(jobs, strategy, workers, compression, bits):
+    """Rounded to the type's digits, and the same on all ranks."""
+    if (strategy, compression) in base.UNKNOWN_COMPRESSIONS:
+        with pytest.raises(StrategyError, match=rf"run.compression={compression}: .*choose"):
+            base.check_compression(types.SimpleNamespace(name=strategy), compression)
+        return
+    sums = []
+    for rank in range(workers):
+        with np.load(jobs(strategy, workers) / f"compressed{rank}.npz") as file:
+            sums.append(file[compression])
+    expected = cases.NUMBERS * sum(range(1, workers + 1))
+    error = np.abs(sums[0] / expected - 1)
+    assert error.max() <= workers * 2.0**-bits
+    assert compression == "none" or error.max() > 2.0**-20, "it travelled uncompressed"
+    for other in sums[1:]:
+        np.testing.assert_array_equal(other, sums[0])
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -20,6 +20,7 @@ import strategies
 from kerass2 import losses
 from kerass2.models.layers import synchronise_statistics
 from kerass2.steps.tensorflow import build_step
+from strategies import base
 
 
 def train(
@@ -78,10 +79,29 @@ def train_all(
     }
 
 
+def sum_compressed(strategy: strategies.Strategy) -> dict[str, np.ndarray]:
+    """Compression -> sum over ranks of 0.1, 0.2, ... a rank, each times cases.NUMBERS."""
+    own = tf.constant(cases.NUMBERS * (strategy.rank + 1), tf.float32)
+    found = {}
+    for compression in base.COMPRESSIONS:
+        if (strategy.name, compression) in base.UNKNOWN_COMPRESSIONS:
+            continue
+
+        def total(value: tf.Tensor, how: str = compression) -> tf.Tensor:
+            missing, summed = base.sum_compressed(strategy, [None, value], how)
+            assert missing is None
+            return summed
+
+        step = tf.function(lambda value, run=total: strategy.run(run, value))
+        found[compression] = np.asarray(step(own))
+    return found
+
+
 def main() -> None:
     name, out = sys.argv[1:]
     strategy, folder = strategies.get(name), pathlib.Path(out)
     np.savez(folder / f"rank{strategy.rank}.npz", **train_all(strategy, cases.CASES))
+    np.savez(folder / f"compressed{strategy.rank}.npz", **sum_compressed(strategy))
     if strategy.world_size == 2:
         np.savez(folder / f"overflow{strategy.rank}.npz", **overflow.train(strategy))
         strategy.sum_gradients = list
