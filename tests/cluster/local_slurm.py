@@ -73,7 +73,6 @@ class Slurm:
     folder: pathlib.Path
     environment: dict[str, str]
     daemons: dict[str, subprocess.Popen[bytes]] = dataclasses.field(default_factory=dict)
-    jobs: list[str] = dataclasses.field(default_factory=list)
 
     def run(self, *command: str, check: bool = True) -> str:
         """Standard output of one of Slurm's commands."""
@@ -95,8 +94,7 @@ class Slurm:
             timeout=60,
         )
         assert done.returncode == 0, done.stderr
-        self.jobs.append(done.stdout.strip())
-        return self.jobs[-1]
+        return done.stdout.strip()
 
     def output(self, job: str) -> str:
         """What the job has written so far."""
@@ -116,6 +114,17 @@ class Slurm:
             assert not (ended or late), f"{shown['JobState']}\n{self.output(job)[-4000:]}"
             time.sleep(POLL_SECONDS)
         return shown
+
+    def end_jobs(self) -> None:
+        """Cancel what still runs or waits, and wait for its end."""
+        if not self.run("squeue", "--noheader", check=False):
+            return
+        ours = f"--user={getpass.getuser()}"
+        self.run("scancel", "--quiet", ours, check=False)
+        self.run("scancel", "--quiet", "--signal=KILL", ours, check=False)
+        deadline = time.monotonic() + 2 * KILL_WAIT
+        while self.run("squeue", "--noheader", check=False) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
 
     def kill_node(self, name: str) -> None:
         """End all of a node's processes at once, as a power cut does."""
@@ -177,7 +186,7 @@ def start() -> Iterator[Slurm]:
                 slurm.start_node(node)
             slurm.wait_for_nodes()
             yield slurm
-            _end_jobs(slurm)
+            slurm.end_jobs()
         finally:
             for process in reversed(slurm.daemons.values()):
                 process.kill()
@@ -215,14 +224,5 @@ def _configure(folder: pathlib.Path) -> dict[str, str]:
         "VENV": sys.prefix,  # slurm/env.generic.sh
         "PYTHONPATH": str(ROOT),
         "TF_CPP_MIN_LOG_LEVEL": "2",
-        **training.ONE_THREAD,
+        **training.RANKS,
     }
-
-
-def _end_jobs(slurm: Slurm) -> None:
-    if slurm.jobs:
-        slurm.run("scancel", "--quiet", *slurm.jobs, check=False)
-        slurm.run("scancel", "--quiet", "--signal=KILL", *slurm.jobs, check=False)
-    deadline = time.monotonic() + 2 * KILL_WAIT
-    while slurm.run("squeue", "--noheader", check=False) and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)

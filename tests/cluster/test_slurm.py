@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -24,6 +25,13 @@ pytestmark = pytest.mark.cluster
 STRATEGIES = (pytest.param("horovod", marks=pytest.mark.horovod), "multiworker")
 # Long enough to be interrupted, short enough to be awaited.
 MANY_STEPS = 300
+
+
+@pytest.fixture(autouse=True)
+def ended_jobs(slurm) -> Iterator[None]:
+    """A test that failed leaves no job in the next one's way."""
+    yield
+    slurm.end_jobs()
 
 
 def wait_for_step(slurm: Slurm, job: str, workdir: pathlib.Path, step: int) -> None:

@@ -11,7 +11,7 @@ import types
 
 import pytest
 import two_hosts
-from training import ONE_THREAD, ROOT, STEPS, TOLERANCE, distance, logged_steps, options
+from training import RANKS, ROOT, STEPS, TOLERANCE, distance, logged_steps, options
 
 pytestmark = pytest.mark.cluster
 
@@ -40,7 +40,7 @@ def fit(strategy: str, *more: str) -> list[str]:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_fit_on_two_hosts_equals_two_local_ranks(hosts, prepared, reference, tmp_path, strategy):
     command = fit(strategy, *options(prepared, tmp_path / "run", STEPS))
-    ranks = hosts.start_ranks(command, **ONE_THREAD)
+    ranks = hosts.start_ranks(command, **RANKS)
     ends = [rank.communicate(timeout=120) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], ends
     assert distance(reference, tmp_path / "run") <= TOLERANCE

@@ -98,6 +98,36 @@ def test_horovods_optimizer_fails_for_its_reason(horovods_optimizer):
         np.testing.assert_allclose(kernel, np.full((2, 1), 0.2 * (rank + 1)), rtol=1e-5)
 
 
+@pytest.mark.horovod
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="Horovod's elastic state calls optimizer.variables(), a list in Keras 3: --restarts and "
+    "RESTARTS start all ranks again instead",
+)
+def test_horovods_elastic_state_takes_keras():
+    pytest.importorskip("horovod", reason="Horovod is not built here")
+    code = """
+        import horovod.tensorflow as hvd, keras
+        hvd.init()
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        optimizer = keras.optimizers.SGD()
+        optimizer.build(model.trainable_variables)
+        try:
+            hvd.elastic.TensorFlowKerasState(model, optimizer).sync()
+        except Exception as error:
+            print("elastic:", repr(error))
+        else:
+            print("elastic: works")
+    """
+    result = run_ranks("horovod", "-c", textwrap.dedent(code))
+    said = [line for line in result.stdout.splitlines() if line.startswith("elastic: ")]
+    # Anything else, such as a Horovod that does not start, is no reason to call it known.
+    if not said:
+        pytest.fail(result.stderr[-2000:], pytrace=False)
+    assert said == ["elastic: works"], said
+
+
 def test_without_our_replacement_keras_sums_a_second_time(tmp_path):
     """On two ranks, gradients 1 and 2, SGD of rate 1 from zero."""
     result = run_ranks("multiworker", str(HERE / "sum_rank.py"), "multiworker", str(tmp_path))
