@@ -132,7 +132,7 @@ def short(fit, tmp_path_factory):
     return train
 
 
-# Bottlenecks of so few filters are chaotic: after six steps rounding has grown to 1e-3. So it is two.
+# Bottlenecks of so few filters are chaotic: six steps let rounding grow to 1e-3. So it is two.
 @pytest.mark.parametrize(("depth", "steps"), [(10, 6), (14, 2)])
 @pytest.mark.parametrize("strategy", ["horovod", "multiworker"])
 def test_two_ranks_are_one_process_that_normalises_each_slice(short, strategy, depth, steps):
