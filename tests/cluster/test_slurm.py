@@ -151,26 +151,6 @@ def test_the_time_limit_warns(slurm, prepared, tmp_path):
     assert "the job is back in the queue" in slurm.output(job)
 
 
-@pytest.mark.horovod
-def test_a_killed_node_puts_the_job_back_and_it_goes_on(slurm, prepared, whole, tmp_path):
-    """From its last checkpoint, once the node is there again."""
-    workdir = tmp_path / "run"
-    often = ["--set", "run.checkpoint_every=10"]
-    command = ["slurm/fit_horovod.sbatch", *options(prepared, workdir, MANY_STEPS), *often]
-    job = slurm.submit(*command, RESTARTS="1")
-    wait_for_step(slurm, job, workdir, 20)
-    slurm.kill_node(list(NODES)[1])
-    slurm.wait(job, "PENDING", seconds=90)
-    assert logged_steps(workdir)[-1] < MANY_STEPS, "it was killed too late to show anything"
-    slurm.start_node(list(NODES)[1])
-    slurm.wait_for_nodes()
-    slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-    assert slurm.wait(job, "COMPLETED", seconds=120)["Restarts"] == "1"
-    assert re.search(r"resuming after \d+0\n", slurm.output(job))
-    assert logged_steps(workdir) == list(range(1, MANY_STEPS + 1))
-    assert distance(whole, workdir) <= TOLERANCE
-
-
 def test_a_taken_port_ends_the_job_before_the_first_step(slurm, prepared, tmp_path):
     with socket.create_server(("", 0)) as other:
         port = str(other.getsockname()[1])
