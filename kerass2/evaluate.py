@@ -49,6 +49,8 @@ class Job:
     """One of whole.VIEWS for whole scenes; None for patches."""
     tune: bool = False
     """Of labels: tune thresholds on the validation split."""
+    own: Mapping[str, inputs.Data] = dataclasses.field(default_factory=dict)
+    """Of labels: method -> another form of the same patches, which that one was trained on."""
 
     @property
     def levels(self) -> list[str]:
@@ -116,9 +118,16 @@ def check(
     if output is not None:
         expected = {"data": str(opened.path), "split": split, "model": main.file.name}
         _check_output(output, expected, [m.name for m in found], overwrite=overwrite)
-    if tune:
-        opened.open("validation")
-    return Job(found, opened, split, output, rows, whole, tune)
+    own = _find_own(found[1:], opened) if labelled and data is None else {}
+    for each in (opened, *own.values()) if tune else ():
+        each.open("validation")
+    return Job(found, opened, split, output, rows, whole, tune, own)
+
+
+def _find_own(others: Sequence[Method], data: inputs.Data) -> dict[str, inputs.Data]:
+    """Data sets of models that were trained on others than `data`, by method."""
+    found = {method.name: inputs.find_data(method.file, None) for method in others}
+    return {name: own for name, own in found.items() if own.digest != data.digest}
 
 
 def _open(
@@ -199,6 +208,13 @@ def run(job: Job, strategy: Strategy) -> dict[str, Any]:
             inputs.open_source(job.data, job.split, networks[methods.MAIN]),
             strategy,
             tune_on=job.data.open("validation") if job.tune else None,
+            own={
+                name: (
+                    inputs.open_source(data, job.split, networks[name]),
+                    data.open("validation") if job.tune else None,
+                )
+                for name, data in job.own.items()
+            },
         )
     elif job.view is not None:
         found = evaluate_scenes(job.data, networks, strategy, view=job.view)
@@ -219,6 +235,7 @@ def run(job: Job, strategy: Strategy) -> dict[str, Any]:
                 "file": str(method.file),
                 "digest": Init.of(method.file).digest,
                 "levels": method.levels,
+                **({"data": str(job.own[method.name].path)} if method.name in job.own else {}),
                 **method.facts,
             }
             for method in job.methods
@@ -264,7 +281,8 @@ def run(job: Job, strategy: Strategy) -> dict[str, Any]:
     "--also",
     multiple=True,
     metavar="NAME=PATH",
-    help="A further model: .keras, work folder, or DSen2's weights (.npz, .hdf5). Again for more.",
+    help="A further model: .keras, work folder, or DSen2's weights (.npz, .hdf5). Again for more. "
+    "Without --data classifiers are scored on the patches in the form that each was trained on.",
 )
 @click.option(
     "--published",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -28,33 +29,77 @@ PRIOR = "prior"
 Tables = tuple[NDArray[np.bool_], dict[str, NDArray[np.float32]]]
 
 
-def compile_models(networks: Mapping[str, keras.Model], source: Source) -> dict[str, Predict]:
-    """A compiled call of each model, for predict_tables.
+def compile_models(
+    networks: Mapping[str, keras.Model], sources: Mapping[str, Source]
+) -> dict[str, Predict]:
+    """A compiled call of each model, for the split that it sees.
 
     Raises:
         DataError: the split is empty, of another task or other classes.
     """
     from kerass2 import methods
 
-    if not len(source):
-        raise DataError(f"split {source.split} holds no patches to evaluate")
-    where = f"split {source.split}"
-    return {name: methods.compile_for(each, source.spec, where) for name, each in networks.items()}
+    predicts = {}
+    for name, network in networks.items():
+        source = sources[name]
+        if not len(source):
+            raise DataError(f"split {source.split} holds no patches to evaluate")
+        predicts[name] = methods.compile_for(network, source.spec, f"split {source.split}")
+    return predicts
 
 
 def predict_tables(predicts: Mapping[str, Predict], source: Source, strategy: Strategy) -> Tables:
     """Labels and, by model, probabilities of a split: (patch, class). Every rank gets all of them.
 
-    Each rank fills the rows of its share and leaves the others 0, so that their sum is exact.
-
     Raises:
         DataError: a record is damaged.
+    """
+    marked, tables = _predict(predicts, source, strategy)
+    return marked[:, 1:] > 0.5, tables
+
+
+def predict_sources(
+    predicts: Mapping[str, Predict], sources: Mapping[str, Source], strategy: Strategy
+) -> Tables:
+    """predict_tables of models that see the same patches in data sets of their own.
+
+    Args:
+        predicts: calls by name.
+        sources: the split for each name; one that is there several times is read once.
+        strategy: shares the patches.
+
+    Raises:
+        DataError: a record is damaged, or the data sets hold other patches or labels.
+    """
+    tables, expected = dict[str, NDArray[np.float32]](), None
+    for source in {id(each): each for each in sources.values()}.values():
+        mine = {name: predict for name, predict in predicts.items() if sources[name] is source}
+        marked, found = _predict(mine, source, strategy)
+        tables |= found
+        expected = marked if expected is None else expected
+        if marked.shape != expected.shape or (marked != expected).any():
+            raise DataError(
+                f"{', '.join(mine)}: the {source.split} split of its data holds {len(marked)} "
+                f"patches that are not, with their labels, the {len(expected)} of "
+                f"{next(iter(sources))}'s data; expected the same in the same order"
+            )
+    if expected is None:
+        raise ValueError("no models")
+    return expected[:, 1:] > 0.5, {name: tables[name] for name in predicts}
+
+
+def _predict(
+    predicts: Mapping[str, Predict], source: Source, strategy: Strategy
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float32]]]:
+    """(patch, 1 + class): a checksum of the patch's name, its labels; and predict_tables' tables.
+
+    Each rank fills the rows of its share and leaves the others 0, so that their sum is exact.
     """
     from data_pipelines import batching
     from kerass2.models import labels
 
     shape = (len(source), len(source.spec.targets[labels.TARGET].bands))
-    truth = np.zeros(shape)
+    marked = np.zeros((shape[0], 1 + shape[1]))
     found = {name: np.zeros(shape) for name in predicts}
     global_batch = LOCAL_BATCH * strategy.world_size
     for step in range(batching.num_evaluation_steps(len(source), global_batch)):
@@ -69,11 +114,13 @@ def predict_tables(predicts: Mapping[str, Predict], source: Source, strategy: St
         if not counts.any():
             continue
         rows = np.asarray(batch["index"])[counts]
-        truth[rows] = batch["targets"][labels.TARGET][counts]
+        names = np.asarray(batch["patch_id"])[counts]
+        marked[rows, 0] = [zlib.crc32(str(name).encode()) for name in names]
+        marked[rows, 1:] = batch["targets"][labels.TARGET][counts]
         for name, predict in predicts.items():
             found[name][rows] = predict(batch["inputs"])[labels.PROBABILITY][counts]
     joined = {name: sum_tables(strategy, table).astype(np.float32) for name, table in found.items()}
-    return sum_tables(strategy, truth) > 0.5, joined
+    return sum_tables(strategy, marked), joined
 
 
 def sum_tables(strategy: Strategy, table: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -90,6 +137,7 @@ def evaluate_models(
     strategy: Strategy,
     *,
     tune_on: Source | None = None,
+    own: Mapping[str, tuple[Source, Source | None]] | None = None,
 ) -> dict[str, Any]:
     """Score classifiers on a split. Every rank calls it and gets the same.
 
@@ -98,18 +146,23 @@ def evaluate_models(
         source: the split.
         strategy: shares the patches among its ranks; the scores do not depend on it.
         tune_on: the validation split, where thresholds are tuned for each class; None: all are 0.5.
+        own: {name: (source, tune_on)} of models that were trained on another form of the same
+            patches, such as bilinear ones beside super-resolved ones, and are scored on that.
 
     Returns:
         {"task": .., "split": .., "patches": number, "classes": [name], "methods": {PRIOR: scores,
         name: scores}, "thresholds": {method: [of each class]}, "tuned": bool, "confusion",
         "precision_recall", "examples": {name: see label_scores}, "definitions": {score: text}}.
     """
-    predicts = compile_models(networks, source)
-    truth, tables = predict_tables(predicts, source, strategy)
+    given = {name: (own or {}).get(name, (source, tune_on)) for name in networks}
+    sources = {name: each for name, (each, _) in given.items()}
+    predicts = compile_models(networks, sources)
+    truth, tables = predict_sources(predicts, sources, strategy)
     tables = {PRIOR: _prior(truth), **tables}
     thresholds = {name: np.full(truth.shape[1], 0.5) for name in tables}
     if tune_on is not None:
-        known, there = predict_tables(predicts, tune_on, strategy)
+        tuning = {name: each for name, (_, each) in given.items() if each is not None}
+        known, there = predict_sources(predicts, tuning, strategy)
         for name, table in {PRIOR: _prior(known), **there}.items():
             thresholds[name] = label_scores.tune_thresholds(known, table)
     names = source.spec.targets["labels"].bands

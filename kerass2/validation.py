@@ -183,7 +183,7 @@ class LabelValidator:
         """
         from kerass2 import label_evaluation
 
-        self._predicts = label_evaluation.compile_models({"model": model}, source)
+        self._predicts = label_evaluation.compile_models({"model": model}, {"model": source})
         self._source = EvenlySpaced(source, num_patches) if num_patches else source
         self._strategy = strategy
 

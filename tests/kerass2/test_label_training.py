@@ -287,6 +287,41 @@ def test_a_classifier_has_no_card(trained):
         kerass2.card.build_card(trained[0] / "model.keras", sources=shipped.SOURCES, machine="a")
 
 
+def test_each_model_sees_the_patches_as_it_was_trained_on_them(trained, tmp_path):
+    """As bilinear and super-resolved patches: one table, each model on its own data."""
+    workdir, _ = trained
+    facts = json.loads((workdir / "data.json").read_text())
+
+    def brighter(rename: str):
+        for split, patch in examples():
+            inputs = {key: values // 2 + 200 for key, values in patch["inputs"].items()}
+            yield split, {**patch, "inputs": inputs, "patch_id": rename + patch["patch_id"]}
+
+    def copy(name: str, rename: str) -> pathlib.Path:
+        other = tmp_path / name
+        other.mkdir()
+        made = store.write(tmp_path / f"{name}-data", SPEC, brighter(rename))
+        (other / "model.keras").write_bytes((workdir / "model.keras").read_bytes())
+        (other / "data.json").write_text(json.dumps({**facts, "data": str(made)}))
+        return other
+
+    def scores(model: pathlib.Path, *more: object) -> dict:
+        output = tmp_path / "scores.json"
+        call(kerass2.evaluate.main, model, "-o", output, "--overwrite", "--tune", *more)
+        return json.loads(output.read_text())
+
+    other = copy("other", "")
+    both = scores(workdir, "--also", f"dark={other}")
+    assert both["methods"]["model"] == scores(workdir)["methods"]["model"]
+    assert both["methods"]["dark"] == scores(other)["methods"]["model"]
+    assert both["methods"]["dark"] != both["methods"]["model"]
+    assert both["models"]["dark"]["data"] == str(tmp_path / "other-data")
+    same = scores(workdir, "--also", f"dark={other}", "--data", facts["data"])
+    assert same["methods"]["dark"] == same["methods"]["model"]
+    with pytest.raises(DataError, match="strange: the test split of its data holds 24 patches"):
+        scores(workdir, "--also", f"strange={copy('strange', 'x')}")
+
+
 def test_the_report_has_scores_curves_and_patches(trained):
     workdir, _ = trained
     call(kerass2.report.main, workdir, "--patches", 2)
