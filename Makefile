@@ -123,7 +123,7 @@ demo: setup
 	@echo "the page: file://$(abspath $(DEMO_DIR))/report.html"
 
 test: setup
-	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu and not cluster" $(PYTEST_OPTIONS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not cluster" $(PYTEST_OPTIONS)
 
 test-slow: setup
 	$(PY) -m pytest -m "slow and not gpu and not cluster" $(PYTEST_OPTIONS)

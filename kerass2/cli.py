@@ -120,11 +120,16 @@ def _leave(code: int) -> NoReturn:
 
     Clean-up at exit would wait for ranks that wait for it.
     """
+    from strategies.base import StrategyError
     from strategies.cluster import detect
 
     sys.stdout.flush()
     sys.stderr.flush()
-    if code and detect(os.environ).world_size > 1:
+    try:
+        ranks = detect(os.environ).world_size
+    except StrategyError:  # which is what the error above has said
+        ranks = 1
+    if code and ranks > 1:
         os._exit(code)
     sys.exit(code)
 

@@ -15,6 +15,7 @@ import sys
 
 import pytest
 
+from benchmarks.__main__ import COMMANDS as COMMANDS_OF_BENCHMARKS
 from kerass2 import fit
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -145,5 +146,5 @@ def test_make_help():
 def test_the_figures_are_made_by_commands_that_exist():
     (section,) = re.findall(r"^## How equal, how fast\n(.+?)^## ", README, re.MULTILINE | re.DOTALL)
     commands = set(re.findall(r"\| `([^`]+)` \|$", section, re.MULTILINE))
-    benchmarks = {f"python -m benchmarks {name}" for name in ("step", "pipeline")}
+    benchmarks = {f"python -m benchmarks {name}" for name in COMMANDS_OF_BENCHMARKS}
     assert {"make test", "make demo"} < commands <= {"make test", "make demo"} | benchmarks
