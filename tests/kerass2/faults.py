@@ -32,6 +32,8 @@ SETTINGS = {
     "run.check_every": 4,
     "run.keep": 3,
 }
+# Which random faults; others on request, so that a test that failed fails again.
+SEED = int(os.environ.get("KERASS2_SEED", "20261122"))
 # What strategies.launch says when it has ended all ranks.
 WORD = re.compile(r"rank \d+ (was|ended)")
 # From the fault to the end of all ranks, and of what waits for a stopped one [s].
@@ -96,7 +98,8 @@ class Outcome:
 def draw(generator: random.Random, strategies: Sequence[str]) -> Case:
     """A random fault."""
     strategy = generator.choice(strategies)
-    kind = generator.choice([*KINDS])
+    # A single process that is stopped keeps nobody waiting: whoever stopped it may let it go on.
+    kind = generator.choice([k for k in KINDS if (strategy, k) != ("single", "stop")])
     when = generator.choice(KINDS[kind])
     rank = generator.randrange(1 if strategy == "single" else 2)
     if kind in ("damage", "full"):
