@@ -25,6 +25,7 @@ pytestmark = pytest.mark.cluster
 STRATEGIES = (pytest.param("horovod", marks=pytest.mark.horovod), "multiworker")
 # Long enough to be interrupted, short enough to be awaited.
 MANY_STEPS = 300
+SETTLE_SECONDS = 5
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +130,10 @@ def test_a_warned_job_is_queued_again_and_goes_on(slurm, prepared, whole, tmp_pa
     slurm.wait(job, "PENDING", seconds=60)
     done = logged_steps(workdir)[-1]
     assert 20 <= done < MANY_STEPS, "it was warned too late to show anything"
-    # Slurm lets a job wait for two minutes before it starts it again.
+    # Slurm lets a job wait for two minutes before it starts it again. Earlier it must not be than
+    # the old batch script's end is known: that end would be taken for the new one's.
+    slurm.wait_for_nodes()
+    time.sleep(SETTLE_SECONDS)
     slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
     shown = slurm.wait(job, "COMPLETED", seconds=300)
     assert shown["Restarts"] == "1"
