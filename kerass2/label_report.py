@@ -26,6 +26,8 @@ NOTES = {
 }
 # Classes of a plot with a line each.
 MOST_CURVES = 8
+# Wrong labels that are listed below a patch.
+MOST_WRONG = 8
 
 
 def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -185,6 +187,8 @@ def _panels(
             for word, key in (("missed", "missed"), ("not there:", "invented"))
             for c, probability in example[key].items()
         ]
+        if len(wrong) > MOST_WRONG:
+            wrong[MOST_WRONG:] = [f"and {len(wrong) - MOST_WRONG} more"]
         panels.append(
             {
                 "image": figures.png(picture),

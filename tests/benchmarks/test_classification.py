@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,22 +15,16 @@ from data_pipelines import bigearthnet_patches, store, synthetic_patches
 from data_pipelines.bigearthnet import BANDS
 from kerass2 import schedules
 
-ROOT = pathlib.Path(__file__).parents[2]
 TINY = """--count 60 --edge 16 --epochs 1 --batch 8 --note tests
     --set model.options.width=4 --set model.options.depth=10 --set run.precision=float32"""
 
 
 @pytest.mark.slow
-def test_the_command_writes_every_method_and_a_table(tmp_path: pathlib.Path) -> None:
+def test_the_command_writes_every_method_and_a_table(
+    run_benchmark: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
     path = tmp_path / "results" / "labels.jsonl"
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "classification", *TINY.split(), "-o", str(path)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    result = run_benchmark("classification", *TINY.split(), "-o", path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     methods = list(classification.VARIANTS)

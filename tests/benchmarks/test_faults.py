@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
-ROOT = pathlib.Path(__file__).parents[2]
 TINY = """--experiment dsen2_20m_compact --set model.options.filters=8 --set model.options.blocks=1
     --batch 2 --patch 16 --rounds 2 --seconds 0.5 --strategy multiworker"""
 
 
-def test_the_command_writes_every_cost(tmp_path):
+def test_the_command_writes_every_cost(run_benchmark, tmp_path):
     path = tmp_path / "faults.jsonl"
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "faults", *TINY.split(), "-o", str(path)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    result = run_benchmark("faults", *TINY.split(), "-o", path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["what"] for line in lines] == [

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
+from collections.abc import Callable
+from typing import Any
 
 import click
 import pytest
@@ -14,22 +13,16 @@ import pytest
 from benchmarks import large_batch
 from kerass2 import config
 
-ROOT = pathlib.Path(__file__).parents[2]
 TINY = """--count 60 --edge 16 --epochs 2 --batches 4,8 --set model.options.width=4
     --set model.options.depth=10 --set run.precision=float32"""
 
 
 @pytest.mark.slow
-def test_the_command_writes_every_run_and_a_figure(tmp_path: pathlib.Path) -> None:
+def test_the_command_writes_every_run_and_a_figure(
+    run_benchmark: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
     path = tmp_path / "results" / "batches.jsonl"
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "large_batch", *TINY.split(), "-o", str(path)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    result = run_benchmark("large_batch", *TINY.split(), "-o", path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["batch"], line["rule"]) for line in lines] == [

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from benchmarks import learning_rate
 
-ROOT = pathlib.Path(__file__).parents[2]
 TINY = """--experiment dsen2_20m_compact --set model.options.filters=8 --set model.options.blocks=1
     --set run.precision=float32 --data synthetic --batches 4 --patches 32"""
 
 
-def run(tmp_path, *more):
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks", "learning_rate", *TINY.split(), *more],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+@pytest.fixture
+def run(run_benchmark, tmp_path):
+    def call(*more):
+        return run_benchmark("learning_rate", *TINY.split(), *more, cwd=tmp_path)
+
+    return call
 
 
-def test_the_command_writes_every_run_and_a_figure(tmp_path):
+def test_the_command_writes_every_run_and_a_figure(run, tmp_path):
     path = tmp_path / "results" / "rules.jsonl"
-    result = run(tmp_path, "-o", str(path))
+    result = run("-o", path)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["rule"], line["batch"], line["steps"]) for line in lines] == [
@@ -95,7 +87,7 @@ def test_a_figure_with_exploded_runs(tmp_path):
     assert (tmp_path / "figure.svg").stat().st_size > 1000
 
 
-def test_wrong_sizes_are_refused(tmp_path):
-    result = run(tmp_path, "--batches", "4,many")
+def test_wrong_sizes_are_refused(run):
+    result = run("--batches", "4,many")
     assert result.returncode == 2
     assert "whole numbers are needed" in result.stderr

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from benchmarks import pipeline_data, pipeline_labels, pipeline_reading
 from data_pipelines import store
 
-ROOT = pathlib.Path(__file__).parents[2]
 LITTLE = """--size 480 --tile 600 --batch 4 --rounds 1 --seconds 0.05 --count 20 --patches 100
     --set model.options.depth=10 --set model.options.width=4 --set run.precision=float32"""
 
 
-def test_the_command_writes_every_part(tmp_path):
+def test_the_command_writes_every_part(run_benchmark, tmp_path):
     path = tmp_path / "pipeline.jsonl"
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "pipeline", *LITTLE.split(), "-o", str(path)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    result = run_benchmark("pipeline", *LITTLE.split(), "-o", path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     by_part = {what: [line for line in lines if line["what"] == what] for what in

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import click
 import pytest
@@ -14,7 +12,6 @@ import pytest
 from benchmarks import record, step, step_profile, step_rank
 from kerass2 import config, models
 
-ROOT = pathlib.Path(__file__).parents[2]
 TINY = """--experiment dsen2_20m_compact --set model.options.filters=8 --set model.options.blocks=1
     --batch 2 --patch 16 --rounds 1"""
 
@@ -28,18 +25,11 @@ def check_figure(figure, unit, steps):
 
 
 @pytest.mark.horovod
-def test_the_command_writes_every_ratio(tmp_path):
+def test_the_command_writes_every_ratio(run_benchmark, tmp_path):
     path = tmp_path / "results" / "step.jsonl"
     path.parent.mkdir()
     path.write_text('{"version": 1, "what": "of another day"}\n')
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "step", *TINY.split(), "-o", str(path)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    result = run_benchmark("step", *TINY.split(), "-o", path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     first, *lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert first == {"version": 1, "what": "of another day"}
