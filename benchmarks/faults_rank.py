@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import step_rank
+from strategies.base import leave
 
 
 def main(case: dict[str, Any]) -> None:
@@ -64,7 +65,7 @@ def main(case: dict[str, Any]) -> None:
         writer.wait()
         found["check"].append(_time(lambda: agreement.check_weights(model, strategy, 1, None)))
     writer.close()
-    strategy.sum(np.zeros(1))  # leave together
+    leave(strategy)
     if strategy.is_chief:
         pathlib.Path(case["output"]).write_text(json.dumps({**found, "thread": spent}))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 import traceback
 import warnings
 from typing import Any, NoReturn
@@ -24,6 +25,9 @@ COMMANDS = {
     "doctor": "Say what is installed, where the ranks are, and what is wrong.",
     "launch": "Start ranks on hosts that ssh reaches.",
 }
+
+# Of a rank that has failed, before it is gone [s].
+GRACE = 1.0
 
 
 class _Commands(click.Group):
@@ -130,6 +134,8 @@ def _leave(code: int) -> NoReturn:
     except StrategyError:  # which is what the error above has said
         ranks = 1
     if code and ranks > 1:
+        # What fails on all ranks does so after the same sum, and another may not have all of it.
+        time.sleep(GRACE)
         os._exit(code)
     sys.exit(code)
 

@@ -21,7 +21,7 @@ import click
 
 from kerass2 import cli, ranks
 from strategies import cluster, launch
-from strategies.base import StrategyError
+from strategies.base import StrategyError, leave
 
 if TYPE_CHECKING:
     from strategies.base import Strategy
@@ -91,6 +91,7 @@ def main(strategy: str, workers: int | None, mebibytes: int) -> None:
         _show_problems(problems)
     # All ranks end alike, so that no launcher takes one for the cause of another's end.
     wrong = started.sum(_number(bool(problems)))[0]
+    leave(started)
     if wrong:
         raise click.exceptions.Exit(1)
 

@@ -147,9 +147,8 @@ def fit(job: Job, strategy: Strategy) -> None:
 
 
 def _fit(job: Job, strategy: Strategy, asked: Interruption, watch: Watch) -> None:
-    import numpy as np
-
     from kerass2 import agreement
+    from strategies.base import leave
 
     # All that the experiment names is made, and data are read, before anything is written.
     run, started_from = session.prepare(job, strategy)
@@ -170,8 +169,7 @@ def _fit(job: Job, strategy: Strategy, asked: Interruption, watch: Watch) -> Non
             _finish(run, done, log, asked)
         elif strategy.is_chief:
             interruption.explain(signal, done, run.state.saved)
-    # Ranks leave together: one that is gone looks like one that died.
-    strategy.sum(np.zeros(1))
+    leave(strategy)
     if signal is not None:
         raise click.exceptions.Exit(interruption.EXIT_CODES[signal])
 

@@ -218,6 +218,7 @@ def main(
     gets no labels (NaN). Labels of one INPUT are begun anew with --resume.
     """
     from kerass2 import label_job, predict_job
+    from strategies.base import leave
 
     classifier = label_job.is_for(arguments)
     job = (label_job if classifier else predict_job).check(arguments, **options)
@@ -241,6 +242,7 @@ def main(
     if here.is_chief:
         for text in failed:
             click.echo(f"error: {text}", err=True)
+    leave(here)
     if failed:
         click.get_current_context().exit(1)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 
-from strategies.base import Strategy, StrategyError
+from strategies.base import Strategy, StrategyError, leave
 from strategies.cluster import Cluster, detect
 
 # --strategy's word -> module and class. A further strategy is one file and one line here.
@@ -23,7 +23,7 @@ STRATEGIES = {
     "multiworker": ("strategies.multiworker", "MultiWorkerStrategy"),
 }
 
-__all__ = ["STRATEGIES", "Cluster", "Strategy", "StrategyError", "detect", "get"]
+__all__ = ["STRATEGIES", "Cluster", "Strategy", "StrategyError", "detect", "get", "leave"]
 
 
 def get(name: str) -> Strategy:

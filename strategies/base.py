@@ -8,6 +8,7 @@ batch.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -108,6 +109,18 @@ def sum_compressed(
     small = strategy.sum_gradients([tf.cast(tensor, dtype) for tensor in present])
     summed = (tf.cast(sent, own.dtype) for sent, own in zip(small, present, strict=True))
     return [None if tensor is None else next(summed) for tensor in tensors]
+
+
+def leave(strategy: Strategy) -> None:
+    """End together: one that is gone looks like one that died. EVERY rank calls it, last of all.
+
+    A rank whose part of a sum is complete may be gone while another still takes its own part from
+    it, and that one's call fails. So they meet twice. After the first sum all have done their work;
+    a failure of the second says no more than that somebody has left already.
+    """
+    strategy.sum(np.zeros(1))
+    with contextlib.suppress(Exception):
+        strategy.sum(np.zeros(1))
 
 
 def average_moving_statistics(strategy: Strategy, model: Any) -> None:

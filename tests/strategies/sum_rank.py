@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import strategies
+from strategies import base
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
         step(tf.fill((2, 1), strategy.rank + 1.0))
         weights["started" if started else "plain"] = model.get_weights()[0]
     np.savez(pathlib.Path(out) / f"rank{strategy.rank}.npz", **weights)
-    strategy.sum(np.zeros(1))  # leave together
+    base.leave(strategy)
 
 
 if __name__ == "__main__":

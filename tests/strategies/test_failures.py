@@ -9,6 +9,10 @@ import time
 
 import pytest
 
+from strategies import base
+from strategies.cluster import Cluster
+from strategies.single import SingleStrategy
+
 HERE = pathlib.Path(__file__).parent
 
 
@@ -50,3 +54,28 @@ def test_the_death_of_the_rank_that_was_killed_is_last(strategy, rank):
     lines = end_ranks(strategy, rank, "kill")
     ending = f"rank {rank} was killed by SIGKILL; the other ranks were ended."
     assert ending in lines[-6:], "\n".join(lines[-40:])
+
+
+class Departing(SingleStrategy):
+    """Another rank is gone from the given sum on."""
+
+    def __init__(self, fails_at: int) -> None:
+        super().__init__(Cluster("none"))
+        self.calls, self.fails_at = 0, fails_at
+
+    def sum(self, values):
+        self.calls += 1
+        if self.calls >= self.fails_at:
+            raise ConnectionError("Socket closed")
+        return values
+
+
+def test_a_rank_that_leaves_first_is_no_failure():
+    strategy = Departing(fails_at=2)
+    base.leave(strategy)
+    assert strategy.calls == 2
+
+
+def test_a_rank_that_never_came_to_the_end_is_a_failure():
+    with pytest.raises(ConnectionError):
+        base.leave(Departing(fails_at=1))
