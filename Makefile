@@ -14,7 +14,7 @@ PYTEST_OPTIONS ?=
 JOBS ?= 2
 VENV ?= .venv
 # cpu or gpu, with what else setup.cfg offers.
-EXTRAS ?= cpu,io,dev
+EXTRAS ?= cpu,io,dev,docs
 # A Python 3.11; empty: looked for.
 PYTHON ?=
 # More variables for Horovod's build, such as HOROVOD_GPU_OPERATIONS=NCCL.
@@ -25,7 +25,7 @@ KERASS2_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kerass2
 .SHELLFLAGS := -ec
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-cluster lint types bench bench-pipeline bench-step clean clean-all
+.PHONY: help setup demo test test-slow test-cluster test-docs docs lint types bench bench-pipeline bench-step clean clean-all
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
@@ -37,9 +37,11 @@ WORKERS_OPTION := $(if $(filter single,$(STRATEGY)),,--workers $(WORKERS))
 help:
 	@echo "make setup       $(VENV) from constraints.txt, with Horovod"
 	@echo "make demo        train on $(WORKERS) ranks ($(STRATEGY)), evaluate, predict, report, into $(DEMO_DIR)/"
-	@echo "make test        the tests, without those marked slow, gpu or cluster"
+	@echo "make test        the tests, without those marked slow, gpu, cluster or docs"
 	@echo "make test-slow   the tests marked slow"
 	@echo "make test-cluster  the tests marked cluster: a Slurm and two hosts of their own (as root)"
+	@echo "make test-docs   the documentation's commands, as they stand"
+	@echo "make docs        the documentation site, into docs/_build/html"
 	@echo "make lint types  ruff; mypy"
 	@echo "make bench       every benchmark; make bench-step, make bench-pipeline one alone"
 	@echo "make clean       remove what builds and tools left; clean-all $(VENV) and $(DEMO_DIR)/ too"
@@ -123,13 +125,20 @@ demo: setup
 	@echo "the page: file://$(abspath $(DEMO_DIR))/report.html"
 
 test: setup
-	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not cluster" $(PYTEST_OPTIONS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not cluster and not docs" $(PYTEST_OPTIONS)
 
 test-slow: setup
 	$(PY) -m pytest -m "slow and not gpu and not cluster" $(PYTEST_OPTIONS)
 
 test-cluster: setup
 	$(PY) -m pytest -m cluster $(PYTEST_OPTIONS) tests/cluster
+
+test-docs: setup
+	$(PY) -m pytest -m docs $(PYTEST_OPTIONS) tests/test_docs.py
+
+docs: setup
+	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "the site: file://$(CURDIR)/docs/_build/html/index.html"
 
 lint: setup
 	$(PY) -m ruff check .

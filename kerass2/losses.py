@@ -43,7 +43,7 @@ def charbonnier(target: Any, prediction: Any) -> Any:
 
 
 def huber(target: Any, prediction: Any) -> Any:
-    """Mean of d^2 / 2 up to delta, delta (|d| - delta / 2) above it; arguments as l1."""
+    """Mean of ``d^2 / 2`` up to delta, ``delta (|d| - delta / 2)`` above it; arguments as l1."""
     size = ops.abs(_difference(target, prediction))
     near = ops.minimum(size, HUBER_DELTA)
     return _mean(near * (size - 0.5 * near))

@@ -55,7 +55,7 @@ class Strategy(Protocol):
         ...
 
     def run(self, step: Callable[..., Any], *args: Any) -> Any:
-        """Call step(*args) as this rank's share of a distributed step, inside a tf.function."""
+        """Call ``step(*args)`` as this rank's share of a distributed step, inside a tf.function."""
         ...
 
     def sum_gradients(self, tensors: Sequence[Any]) -> list[Any]:

@@ -1,15 +1,19 @@
 """How ranks find and reach each other, where the launcher leaves a choice: environment variables.
 
-KERASS2_INTERFACE      network interface of the ranks' traffic, such as ib0 (TCP over InfiniBand).
-                       Default: horovod takes the one that leads to the other hosts, multiworker
-                       the addresses that the hosts' names have.
-KERASS2_COLLECTIVES    multiworker's all-reduce: RING (gRPC), NCCL, or AUTO (tf.distribute chooses).
-                       Default: NCCL where there are GPUs, else RING.
-KERASS2_PORT           where rank 0 waits for the others; default: follows from the job's id.
-KERASS2_START_SECONDS  how long ranks wait for each other at the start; default: 300.
-KERASS2_STALL_SECONDS  how long ranks wait for one that says nothing (stopped, or its cable is cut)
-                       until they end with an error; default: 300; 0: for ever. One that ends is
-                       noticed at once.
+KERASS2_INTERFACE
+    network interface of the ranks' traffic, such as ib0 (TCP over InfiniBand). Default: horovod
+    takes the one that leads to the other hosts, multiworker the addresses that the hosts' names
+    have.
+KERASS2_COLLECTIVES
+    multiworker's all-reduce: RING (gRPC), NCCL, or AUTO (tf.distribute chooses). Default: NCCL
+    where there are GPUs, else RING.
+KERASS2_PORT
+    where rank 0 waits for the others; default: follows from the job's id.
+KERASS2_START_SECONDS
+    how long ranks wait for each other at the start; default: 300.
+KERASS2_STALL_SECONDS
+    how long ranks wait for one that says nothing (stopped, or its cable is cut) until they end with
+    an error; default: 300; 0: for ever. One that ends is noticed at once.
 
 Horovod over MPI reads none of them; MPI's and NCCL's own variables are respected everywhere.
 """
