@@ -55,7 +55,8 @@ def test_the_console_script(tmp_path):
     if not script.is_file():
         pytest.skip(f"kerass2 is not installed as a script beside {sys.executable}")
     assert "`kerass2 NAME`" in README
-    command = TOUR[0].replace("python -m kerass2.", f"{script} ")
+    command = next(command for command in TOUR if "prepare synthetic -o data" in command)
+    command = command.replace("python -m kerass2.", f"{script} ")
     result = run(command, tmp_path)
     assert result.returncode == 0, f"{command}\n{result.stderr}"
     assert (tmp_path / "data/manifest.json").is_file()
