@@ -18,6 +18,7 @@ COMMANDS = {
     "large_batch": "How large a global batch labels bear, by rule; a figure.",
     "learning_rate": "The plain and the modified rule by batch size; a figure.",
     "pipeline": "Cutting, reading every format, preparing whole tiles, memory.",
+    "startup": "From the command to the first step, 2 ranks against 1.",
     "step": "Training step: loop against bare step, 1 rank against 2, bfloat16 against float32.",
     "superres": "Whole tiles and training against the matrix product's rate and plain Keras.",
 }

@@ -134,7 +134,7 @@ def fit(job: Job, strategy: Strategy) -> None:
 
     seconds = variables.read(os.environ).stall_seconds if strategy.world_size > 1 else 0.0
     watch = stall.Watch(seconds, strategy.rank)
-    strategy.sum = watch.timed(strategy.sum)  # type: ignore[method-assign]
+    strategy = stall.Watched(strategy, watch)
     agreement.check_start(job, strategy)
     check_compression(strategy, job.experiment.run.compression)
     settings = dataclasses.replace(
@@ -154,7 +154,7 @@ def _fit(job: Job, strategy: Strategy, asked: Interruption, watch: Watch) -> Non
     run, started_from = session.prepare(job, strategy)
     batches = session.open_batches(run)
     validate = session.build_validation(run)
-    watch.timed(run.state.start)(strategy)
+    run.state.start(strategy)
     run = dataclasses.replace(run, began=time.monotonic() - run.state.seconds)
     if strategy.is_chief:
         folder.begin(job.workdir, job.experiment, job.describe_data(), clear=not job.resume)

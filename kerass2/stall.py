@@ -11,7 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from strategies.base import Strategy
 
 LONGEST_TICK = 1.0
 
@@ -57,3 +60,19 @@ class Watch:
         )
         # The main thread is in a library that no signal reaches.
         os._exit(1)
+
+
+class Watched:
+    """A strategy whose calls that wait for the others, outside a step, are timed.
+
+    See strategies.base.Strategy for the members. A step is timed by whoever compiles it.
+    """
+
+    def __init__(self, strategy: Strategy, watch: Watch) -> None:
+        """Behave as `strategy` does."""
+        self.name, self.rank, self.local_rank = strategy.name, strategy.rank, strategy.local_rank
+        self.world_size, self.is_chief = strategy.world_size, strategy.is_chief
+        self.scope, self.distribute = strategy.scope, strategy.distribute
+        self.run, self.sum_gradients = strategy.run, strategy.sum_gradients
+        self.sum, self.start = watch.timed(strategy.sum), watch.timed(strategy.start)
+        self.average_statistics = watch.timed(strategy.average_statistics)

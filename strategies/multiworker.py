@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from strategies import meeting, settings
+from strategies import gpus, meeting, settings
 from strategies.base import StrategyError, average_moving_statistics
 from strategies.cluster import Cluster
 
@@ -48,10 +48,8 @@ class MultiWorkerStrategy:
     def _join(self, cluster: Cluster, chosen: settings.Settings) -> None:
         import tensorflow as tf
 
-        gpus = tf.config.list_physical_devices("GPU")
-        if gpus:
-            tf.config.set_visible_devices(gpus[cluster.local_rank % len(gpus)], "GPU")
-        collectives = chosen.collectives or ("NCCL" if gpus else "RING")
+        has_gpu = gpus.pin(cluster.local_rank)
+        collectives = chosen.collectives or ("NCCL" if has_gpu else "RING")
         with _patience(chosen.library_seconds):
             self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
                 communication_options=tf.distribute.experimental.CommunicationOptions(

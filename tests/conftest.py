@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -37,3 +39,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def shared_data() -> pathlib.Path:
     """The folder of real Sentinel-2 data; mark the test with `shared_data` too."""
     return SHARED_DATA.resolve()
+
+
+@pytest.fixture(scope="session")
+def num_gpus() -> int:
+    """GPUs of this machine; skips where there is none. Mark the test with `gpu` too."""
+    # Asked in a process of its own: TensorFlow keeps what it has found.
+    code = "import tensorflow as tf; print('GPUs', len(tf.config.list_physical_devices('GPU')))"
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    number = int(said.rpartition("GPUs ")[2])
+    if not number:
+        pytest.skip("no GPU here")
+    return number

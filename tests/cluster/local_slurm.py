@@ -34,6 +34,9 @@ START_SECONDS = 60.0
 KILL_WAIT, POLL_SECONDS = 20, 0.2
 # Without a sign of life for so long, a node counts as down.
 NODE_SECONDS = 15
+# So long Slurm keeps a job that is back in the queue from starting again, two minutes unless told.
+# The end of its old batch script must be known by then: it would be taken for the new one's.
+AGAIN_SECONDS = 20
 ENDED = ("FAILED", "TIMEOUT", "CANCELLED", "COMPLETED", "NODE_FAIL")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CONFIGURATION = """
@@ -42,7 +45,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire={again_seconds}
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -54,6 +57,8 @@ SelectType=select/cons_tres
 SlurmctldPort={ports[0]}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
+# PMIx makes a folder there that has the same name on all nodes of a job.
+TmpFS={folder}/tmp-%n
 SlurmdTimeout={node_seconds}
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
@@ -195,7 +200,7 @@ def start() -> Iterator[Slurm]:
 
 def _configure(folder: pathlib.Path) -> dict[str, str]:
     """Write what the daemons read; the environment of all Slurm commands."""
-    for name in ("munge", "state"):
+    for name in ("munge", "state", *(f"tmp-{node}" for node in NODES)):
         (folder / name).mkdir()
     for path in (folder, folder / "munge"):
         path.chmod(0o711)
@@ -209,7 +214,8 @@ def _configure(folder: pathlib.Path) -> dict[str, str]:
         ports = [each.getsockname()[1] for each in sockets]
     host = socket.gethostname()
     values = {"folder": folder, "user": getpass.getuser(), "host": host, "ports": ports}
-    text = CONFIGURATION.format(**values, kill_wait=KILL_WAIT, node_seconds=NODE_SECONDS)
+    times = {"kill_wait": KILL_WAIT, "node_seconds": NODE_SECONDS, "again_seconds": AGAIN_SECONDS}
+    text = CONFIGURATION.format(**values, **times)
     nodes = zip(NODES, ports[1:], strict=True)
     text += "".join(
         NODE.format(name=name, host=host, port=port, size=NODE_SIZE) for name, port in nodes
