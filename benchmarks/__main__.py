@@ -17,6 +17,7 @@ COMMANDS = {
     "faults": "What checkpoints and comparisons of weights cost.",
     "large_batch": "How large a global batch labels bear, by rule; a figure.",
     "learning_rate": "The plain and the modified rule by batch size; a figure.",
+    "networks": "ResNet-50 against a cheaper network: scores and operations; a table.",
     "pipeline": "Cutting, reading every format, preparing whole tiles, memory.",
     "startup": "From the command to the first step, 2 ranks against 1.",
     "step": "Training step: loop against bare step, 1 rank against 2, bfloat16 against float32.",

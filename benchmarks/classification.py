@@ -150,12 +150,17 @@ def train(data: pathlib.Path, workdir: pathlib.Path, settings: Sequence[str]) ->
 
 
 def evaluate(
-    data: pathlib.Path, workdirs: Mapping[str, pathlib.Path], output: pathlib.Path, *, tuned: bool
+    data: pathlib.Path,
+    workdirs: Mapping[str, pathlib.Path],
+    output: pathlib.Path,
+    *,
+    tuned: bool,
+    split: str = "test",
 ) -> dict[str, Any]:
-    """All variants on the test split: kerass2.evaluate's JSON, the first of them named model."""
+    """All variants on one split: kerass2.evaluate's JSON, with each method's own name."""
     (first, main_workdir), *others = workdirs.items()
     also = [f"--also={name}={workdir}" for name, workdir in others]
-    options = ["--data", str(data), "--split=test", "-o", str(output), "--overwrite"]
+    options = ["--data", str(data), f"--split={split}", "-o", str(output), "--overwrite"]
     run("evaluate", str(main_workdir), *also, *options, *(["--tune"] if tuned else []))
     found: dict[str, Any] = json.loads(output.read_text())
     found["methods"] = {

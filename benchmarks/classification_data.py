@@ -35,7 +35,7 @@ def make(folder: pathlib.Path, count: int, edge: int, *, seed: int = 0) -> pathl
         for index in range(count):
             images = synthetic_patches.render(plan, index)
             fine = bigearthnet_patches.upsample_bilinear(images).astype(np.float32)
-            planes = weights @ np.moveaxis(fine, -1, 0) @ weights.T
+            planes = weights @ np.ascontiguousarray(np.moveaxis(fine, -1, 0)) @ weights.T
             pixels = np.rint(np.moveaxis(planes, 0, -1)).astype(np.uint16)
             labels = nomenclature.encode(plan.label_names(index), 43, plan.name(index))
             yield (

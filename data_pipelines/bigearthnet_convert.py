@@ -105,6 +105,75 @@ def convert_archive(
     root, target = pathlib.Path(archive).absolute(), pathlib.Path(folder).resolve()
     partial.tidy(target)
     manifest.check_target(target, overwrite)
+    found = _open(root, num_classes, split, lists)
+    facts = {
+        **(provenance or {}),
+        "num_classes": found.num_classes,
+        "split": split,
+        "upsample": method,
+        "format": file_format,
+        "lists": [os.path.basename(file) for file in found.known.files],
+    }
+    plan = facts | {"patches": _checksum(found), partial.STAMPS: _stamps(found)}
+    with partial.partial_folder(target, plan, overwrite=overwrite, resume=resume) as unfinished:
+        job = Job(
+            str(unfinished),
+            found.num_classes,
+            file_format,
+            upsampler,
+            shard_bytes=store.SHARD_BYTES,
+        )
+        groups = _group(found.choice, job)
+
+        def build(number: int) -> Part:
+            name, patches = groups[number]
+            return Part(number, name, tuple(map(found.patch, patches)))
+
+        weights = [len(patches) for _, patches in groups]
+        done = convert.run_parts(job, unfinished, weights, build, processes, scheduler, advance)
+        summary = _summarise(target, found, groups, done)
+        if not any(summary.counts.values()):
+            raise partial.NothingLeft(_nothing_left(summary))
+        _write_account(unfinished / ACCOUNT, found, summary.failed, done)
+        splits = {
+            name: tuple(itertools.chain(*(entry.splits.get(name, ()) for entry in done)))
+            for name in SPLITS
+        }
+        account = File.of(unfinished, ACCOUNT)
+        facts |= _facts(summary)
+        store.finish(unfinished, Manifest(file_format, job.spec, splits, facts, (account,)))
+    return summary
+
+
+@dataclasses.dataclass(frozen=True)
+class _Archive:
+    """An archive, and what is wanted of it."""
+
+    places: Mapping[str, str]
+    """Patch -> where it lies."""
+    known: Lists
+    """What its lists and tables say."""
+    choice: Choice
+    """Patches by split, and those that are left out."""
+    num_classes: int
+
+    def patch(self, name: str) -> Patch:
+        """What the process that reads a patch needs to know."""
+        labels = self.known.labels.get(name) if self.known.labels else None
+        return Patch(name, self.places[name], labels)
+
+
+def _open(
+    root: pathlib.Path,
+    num_classes: int | None,
+    split: str,
+    lists: str | os.PathLike[str] | None,
+) -> _Archive:
+    """Look at an archive and its lists; see convert_archive. No pixel is read.
+
+    Raises:
+        DataError: no patch, lists that contradict each other, or of another nomenclature.
+    """
     places = bigearthnet_patches.find_patches(root)
     known = find_lists(root, lists)
     num_classes = num_classes or (19 if known.labels else 43)
@@ -116,39 +185,7 @@ def convert_archive(
         split,
         lambda name: bigearthnet.tile_from_json(pathlib.Path(places[name]), name),
     )
-    facts = {
-        **(provenance or {}),
-        "num_classes": num_classes,
-        "split": split,
-        "upsample": method,
-        "format": file_format,
-        "lists": [os.path.basename(file) for file in known.files],
-    }
-    plan = facts | {"patches": _checksum(places, choice), partial.STAMPS: _stamps(places, known)}
-    with partial.partial_folder(target, plan, overwrite=overwrite, resume=resume) as unfinished:
-        job = Job(
-            str(unfinished), num_classes, file_format, upsampler, shard_bytes=store.SHARD_BYTES
-        )
-        groups = _group(choice, job)
-
-        def build(number: int) -> Part:
-            name, patches = groups[number]
-            return Part(number, name, tuple(_patch(patch, places, known) for patch in patches))
-
-        weights = [len(patches) for _, patches in groups]
-        done = convert.run_parts(job, unfinished, weights, build, processes, scheduler, advance)
-        summary = _summarise(target, places, choice, known, job, groups, done)
-        if not any(summary.counts.values()):
-            raise partial.NothingLeft(_nothing_left(summary))
-        _write_account(unfinished / ACCOUNT, places, choice, known, summary.failed, done)
-        facts |= _facts(summary)
-        splits = {
-            name: tuple(itertools.chain(*(entry.splits.get(name, ()) for entry in done)))
-            for name in SPLITS
-        }
-        account = File.of(unfinished, ACCOUNT)
-        store.finish(unfinished, Manifest(file_format, job.spec, splits, facts, (account,)))
-    return summary
+    return _Archive(places, known, choice, num_classes)
 
 
 def find_lists(root: pathlib.Path, lists: str | os.PathLike[str] | None) -> Lists:
@@ -183,10 +220,6 @@ def _find_upsampler(upsample: str | tuple[str, Upsampler]) -> tuple[str, Upsampl
     return upsample, UPSAMPLERS[upsample]
 
 
-def _patch(name: str, places: Mapping[str, str], known: Lists) -> Patch:
-    return Patch(name, places[name], known.labels.get(name) if known.labels else None)
-
-
 def _group(choice: Choice, job: Job) -> list[tuple[str, list[str]]]:
     """Split and names of each part: of one split each, so that it fills one shard."""
     size = max(1, job.shard_bytes // (record.num_bytes(job.spec) + OVERHEAD))
@@ -197,35 +230,32 @@ def _group(choice: Choice, job: Job) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _checksum(places: Mapping[str, str], choice: Choice) -> str:
+def _checksum(found: _Archive) -> str:
     """Changes when a patch, its place or its split does."""
     crc = 0
-    for name, names in choice.splits.items():
+    for name, names in found.choice.splits.items():
         for patch in names:
-            crc = zlib.crc32(f"{name} {patch} {places[patch]}".encode(), crc)
-    return f"{crc:08x} of {len(places)}"
+            crc = zlib.crc32(f"{name} {patch} {found.places[patch]}".encode(), crc)
+    return f"{crc:08x} of {len(found.places)}"
 
 
-def _stamps(places: Mapping[str, str], known: Lists) -> dict[str, str]:
+def _stamps(found: _Archive) -> dict[str, str]:
     """What changes when lists or an LMDB do; of half a million folders only their names count."""
-    lmdbs = {place for name, place in places.items() if os.path.basename(place) != name}
-    return {path: partial.stamp(path) for path in (*known.files, *sorted(lmdbs))}
+    lmdbs = {place for name, place in found.places.items() if os.path.basename(place) != name}
+    return {path: partial.stamp(path) for path in (*found.known.files, *sorted(lmdbs))}
 
 
 def _summarise(
     folder: pathlib.Path,
-    places: Mapping[str, str],
-    choice: Choice,
-    known: Lists,
-    job: Job,
+    found: _Archive,
     groups: Sequence[tuple[str, list[str]]],
     done: Sequence[journal.Done],
 ) -> Summary:
     """The account in numbers."""
-    left_out = collections.Counter(choice.left_out.values())
+    left_out = collections.Counter(found.choice.left_out.values())
     failed: dict[str, str] = {}
     counts = dict.fromkeys(SPLITS, 0)
-    names = nomenclature.class_names(job.num_classes)
+    names = nomenclature.class_names(found.num_classes)
     classes = {name: dict.fromkeys(SPLITS, 0) for name in names}
     written: list[str] = []
     for entry in done:
@@ -239,18 +269,18 @@ def _summarise(
         for name, number in zip(names, entry.notes["classes"], strict=True):
             classes[name][split] += number
     left_out[FAILED] = len(failed)
-    countries = (known.countries.get(name) or "unknown" for name in written)
+    countries = (found.known.countries.get(name) or "unknown" for name in written)
     return Summary(
         folder,
-        len(places),
+        len(found.places),
         counts,
         {reason: left_out[reason] for reason in REASONS if left_out[reason]},
         classes,
-        _tally(countries) if known.countries else {},
+        _tally(countries) if found.known.countries else {},
         _tally(map(bigearthnet_choice.season, written)),
         failed,
-        choice.absent,
-        known.files,
+        found.choice.absent,
+        found.known.files,
         any(entry.notes["synthetic"] for entry in done),
     )
 
@@ -269,9 +299,7 @@ def _facts(summary: Summary) -> dict[str, Any]:
 
 def _write_account(
     path: pathlib.Path,
-    places: Mapping[str, str],
-    choice: Choice,
-    known: Lists,
+    found: _Archive,
     failed: Mapping[str, str],
     done: Sequence[journal.Done],
 ) -> None:
@@ -279,17 +307,17 @@ def _write_account(
     import pyarrow
     import pyarrow.parquet
 
-    splits = {patch: name for name, patches in choice.splits.items() for patch in patches}
-    reasons = dict(choice.left_out) | dict.fromkeys(failed, FAILED)
+    splits = {patch: name for name, patches in found.choice.splits.items() for patch in patches}
+    reasons = dict(found.choice.left_out) | dict.fromkeys(failed, FAILED)
     for entry in done:
         reasons |= entry.notes["left_out"]
-    names = list(places)
+    names = list(found.places)
     table = pyarrow.table(
         {
             "patch_id": names,
             "split": [None if name in reasons else splits[name] for name in names],
             "left_out": [reasons.get(name) for name in names],
-            "country": [known.countries.get(name) for name in names],
+            "country": [found.known.countries.get(name) for name in names],
             "season": [bigearthnet_choice.season(name) for name in names],
         },
         schema=pyarrow.schema(

@@ -150,7 +150,8 @@ def upsample_bilinear(images: Images, place: str = "", name: str = "") -> NDArra
             out[..., where] = image
             continue
         weights = _weights(image.shape[0], scale)
-        planes = np.moveaxis(image, -1, 0).astype(np.float32)
+        # In order: numpy multiplies matrices that are not by a slow loop of its own.
+        planes = np.moveaxis(image, -1, 0).astype(np.float32, order="C")
         out[..., where] = np.rint(np.moveaxis(weights @ planes @ weights.T, 0, -1))
     return out
 

@@ -20,6 +20,12 @@ from data_pipelines.spec import Batch, DataError, DatasetSpec, TensorSpec
 # split.
 Transform = Callable[[Batch, int, int], Batch]
 
+# Bytes of a pixel -> a type of as many, which numpy copies at once; others it copies as bytes.
+PIXELS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+
+# Bytes that stay near a core between two operations on them.
+IN_CACHE = 2**19
+
 # The symmetries of a square: element e is e % 4 quarter turns, after a left-right flip if e >= 4.
 NUM_DIHEDRAL = 8
 
@@ -49,13 +55,23 @@ def counter_hash(*counters: int | NDArray[np.integer[Any]]) -> NDArray[np.uint64
 
 
 def turn(images: NDArray[Any], element: int) -> NDArray[Any]:
-    """Apply one symmetry of the square to images (n, y, x, band); a view.
+    """Apply one symmetry of the square to images (n, y, x, band) or (n, y, x); a view.
 
     Element e and its inverse: (4 - e) % 4 for turns (e < 4), e itself for e >= 4.
     """
     if element >= 4:
         images = images[:, :, ::-1]
     return np.rot90(images, element % 4, axes=(1, 2))
+
+
+def as_pixels(images: NDArray[Any]) -> NDArray[Any]:
+    """(n, y, x, band) as (n, y, x) of all bands in one; a view.
+
+    Of turned images numpy copies each innermost row by itself: of bands, those are short.
+    """
+    size = images.shape[-1] * images.itemsize
+    pixels: NDArray[Any] = images.view(PIXELS.get(size, np.dtype((np.void, size))))[..., 0]
+    return pixels
 
 
 def dihedral(batch: Batch, seed: int, epoch: int) -> Batch:
@@ -68,8 +84,7 @@ def dihedral(batch: Batch, seed: int, epoch: int) -> Batch:
     """
     # The tag first, so that other transforms draw other numbers for the same patch.
     bits = counter_hash(_tag("dihedral"), seed, epoch, np.asarray(batch["index"]))
-    elements = (bits >> np.uint64(61)).astype(np.int64)
-    rows = [np.flatnonzero(elements == element) for element in range(NUM_DIHEDRAL)]
+    elements = (bits >> np.uint64(61)).astype(np.int64).tolist()
 
     def turn_all(name: str, images: NDArray[Any]) -> NDArray[Any]:
         if images.ndim != 4:
@@ -77,9 +92,10 @@ def dihedral(batch: Batch, seed: int, epoch: int) -> Batch:
         if images.shape[1] != images.shape[2]:
             raise DataError(f"dihedral: {name} is {images.shape[1:3]} pixels, expected a square")
         turned = memory.empty(images.shape, images.dtype)
-        for element, where in enumerate(rows):
-            if where.size:
-                turned[where] = turn(images[where], element)
+        pixels, out = as_pixels(np.ascontiguousarray(images)), as_pixels(turned)
+        views = [turn(pixels, element) for element in range(NUM_DIHEDRAL)]
+        for number, element in enumerate(elements):
+            out[number] = views[element][number]
         return turned
 
     return {
@@ -127,7 +143,13 @@ def to_physical(batch: Batch, spec: DatasetSpec) -> Batch:
         converted = {}
         for name, values in arrays.items():
             out = memory.empty(values.shape, np.float32)
-            np.multiply(values, np.float32(specs[name].scale), out=out, dtype=np.float32)
+            scale, count = np.float32(specs[name].scale), max(1, len(out))
+            # Some examples at once: they are still in the processor's cache when they are scaled.
+            rows = max(1, IN_CACHE * count // max(1, out.nbytes))
+            for start in range(0, count, rows):
+                part = out[start : start + rows]
+                part[...] = values[start : start + rows]
+                part *= scale
             converted[name] = out
         return converted
 

@@ -25,7 +25,7 @@ THIN = 16
 POINTWISE = frozenset(
     {"ScaleReflectance", "ResidualSum", "Add", "Subtract", "Multiply", "Concatenate", "LastOf"}
     | {"Activation", "ReLU", "LeakyReLU", "PReLU", "Identity", "Dropout", "SpatialDropout2D"}
-    | {"BatchNormalization", "SyncBatchNormalization"}
+    | {"BatchNormalization", "SyncBatchNormalization", "FusedBatchNormalization"}
 )
 # Layers that look at a whole block, or at the whole window where they have none.
 IN_BLOCKS = frozenset({"MeanShift", "SelfAttention", "Blended"})

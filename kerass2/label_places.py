@@ -111,7 +111,8 @@ def open_places(
         raise DataError(f"{path}: not found")
     sources = granule.list_sources(path)
     patches = path.is_dir() and next(bigearthnet.patch_folders(path), None) is not None
-    if (path / "data.mdb").is_file() or (patches and sources != [path]):
+    lmdb = any(file.is_file() for file in (path / "data.mdb", *path.glob("*/data.mdb")))
+    if lmdb or (patches and sources != [path]):
         return _open_archive(path, takes), None
     found = granule.open_granule(path)
     return _cut(found, takes, window, stride, find_roi(found)), found

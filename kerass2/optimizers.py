@@ -13,6 +13,31 @@ from kerass2.layerwise import LAMB, LARS
 
 
 @keras.saving.register_keras_serializable("kerass2")
+class SGD(keras.optimizers.SGD):
+    """keras.optimizers.SGD, with momentum by TensorFlow's operation for a weight's whole step.
+
+    Keras makes it of eight, each of which reads and writes as much memory as the weight has.
+    """
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """One step of one weight."""
+        if keras.backend.backend() != "tensorflow" or not self.momentum:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        import tensorflow as tf
+
+        velocity = self.momentums[self._get_variable_index(variable)]
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle,
+            accum=velocity.value.handle,
+            lr=tf.cast(learning_rate, variable.dtype),
+            grad=tf.cast(tf.convert_to_tensor(gradient), variable.dtype),
+            momentum=tf.cast(self.momentum, variable.dtype),
+            use_nesterov=self.nesterov,
+        )
+
+
+@keras.saving.register_keras_serializable("kerass2")
 class Nadam(keras.optimizers.Optimizer):
     """Adam with Nesterov momentum (Dozat 2016) that is warmed up, as DSen2 was trained with.
 
@@ -78,7 +103,7 @@ class Nadam(keras.optimizers.Optimizer):
 OPTIMIZERS: dict[str, tuple[type[keras.optimizers.Optimizer], dict[str, Any]]] = {
     "adam": (keras.optimizers.Adam, {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}),
     "nadam": (Nadam, {}),
-    "sgd": (keras.optimizers.SGD, {"momentum": 0.9, "nesterov": True}),
+    "sgd": (SGD, {"momentum": 0.9, "nesterov": True}),
     "lars": (LARS, {}),
     "lamb": (LAMB, {}),
 }

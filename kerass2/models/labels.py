@@ -16,7 +16,7 @@ from keras import ops
 from data_pipelines import sentinel2
 from data_pipelines.spec import DataError, DatasetSpec
 from kerass2.config import LABEL_TASK, ConfigError
-from kerass2.models.normalization import SyncBatchNormalization
+from kerass2.models.normalization import FusedBatchNormalization, SyncBatchNormalization
 
 TARGET = "labels"
 """Target of a data set with labels, and the output of a model that holds their logits."""
@@ -239,7 +239,7 @@ def make_normalisation(kind: str, momentum: float) -> Any:
     Raises:
         ConfigError: another kind.
     """
-    kinds = {"local": keras.layers.BatchNormalization, "synchronised": SyncBatchNormalization}
+    kinds = {"local": FusedBatchNormalization, "synchronised": SyncBatchNormalization}
     if kind not in kinds:
         raise ConfigError(f"batch_norm {kind!r}; there are: {', '.join(kinds)}")
 

@@ -1,4 +1,4 @@
-"""Batch normalisation over the global batch of all ranks."""
+"""Batch normalisation by one operation, and over the global batch of all ranks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,56 @@ from typing import Any
 
 import keras
 from keras import ops
+
+
+@keras.saving.register_keras_serializable("kerass2")
+class FusedBatchNormalization(keras.layers.BatchNormalization):
+    """keras.layers.BatchNormalization of images; in training by TensorFlow's operation for it.
+
+    Keras makes it of a dozen operations, forward and back, each of which reads or writes the whole
+    tensor, and in half precision all of them in float32. This one reads the tensor as it is and
+    forms statistics in float32. On other backends, and outside of training, it is Keras' own.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Arguments of keras.layers.BatchNormalization; the normalised axis is the last."""
+        super().__init__(**kwargs)
+        if self.axis != -1 or self.renorm or self.synchronized or not (self.scale and self.center):
+            raise ValueError(
+                f"axis {self.axis}, renorm {self.renorm}, synchronized {self.synchronized}, scale "
+                f"{self.scale}, center {self.center}: only the last axis, with scale and center"
+            )
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """(batch, y, x, channel) in and out, in the layer's compute type."""
+        learns = training and self.trainable and mask is None
+        if not learns or keras.backend.backend() != "tensorflow":
+            return super().call(inputs, training=training, mask=mask)
+        outputs, mean, variance = _normalise_at_once(
+            ops.cast(inputs, self.compute_dtype), self.gamma, self.beta, self.epsilon
+        )
+        keep = self.momentum
+        self.moving_mean.assign(self.moving_mean * keep + mean * (1.0 - keep))
+        self.moving_variance.assign(self.moving_variance * keep + variance * (1.0 - keep))
+        return outputs
+
+
+def _normalise_at_once(x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]:
+    """Normalised (batch, y, x, channel), and mean and variance (channel,) in float32."""
+    import tensorflow as tf
+
+    found = tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=ops.cast(gamma, "float32"),
+        offset=ops.cast(beta, "float32"),
+        mean=tf.zeros((0,)),
+        variance=tf.zeros((0,)),
+        epsilon=epsilon,
+        is_training=True,
+    )
+    # It gives the variance of all that the batch was drawn from; Keras keeps the batch's own.
+    count = ops.cast(ops.size(x) // x.shape[-1], "float32")
+    return found.y, found.batch_mean, found.batch_variance * (ops.maximum(count - 1, 1) / count)
 
 
 @keras.saving.register_keras_serializable("kerass2")

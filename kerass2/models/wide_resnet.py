@@ -11,6 +11,7 @@ first convolution has stride 2 instead, and sees all pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -59,9 +60,26 @@ def build(
     """
     if depth < 10 or (depth - 4) % 6:
         raise ConfigError(f"depth {depth}: 6 n + 4 is needed, such as 10, 16, 22 or 28")
-    normalise = labels.make_normalisation(batch_norm, momentum)
+    make = _Maker(labels.make_normalisation(batch_norm, momentum), l2, dtype)
+    given, x = labels.open_inputs(inputs, bands)
+    x = make.convolve(x, GROUPS[0], 3, "conv1", strides)
+    for group, filters in enumerate(GROUPS):
+        for number in range((depth - 4) // 6):
+            first = 2 if group and not number else 1
+            x = make.block(x, filters * width, f"group{group + 1}_block{number + 1}", first)
+    x = make.activate(x, "last")
+    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="avg_pool")(x)
+    return keras.Model(given, labels.close_output(x, classes, dropout), name="wide_resnet")
 
-    def convolve(x: Any, filters: int, size: int, name: str, strides: int = 1) -> Any:
+
+class _Maker:
+    """The parts of a Wide ResNet, with what all its convolutions share."""
+
+    def __init__(self, normalise: Callable[..., Any], l2: float, dtype: str) -> None:
+        self._normalise, self._l2, self._dtype = normalise, l2, dtype
+
+    def convolve(self, x: Any, filters: int, size: int, name: str, strides: int = 1) -> Any:
+        """A convolution without bias."""
         return keras.layers.Conv2D(
             filters,
             size,
@@ -69,32 +87,25 @@ def build(
             padding="same",
             use_bias=False,
             kernel_initializer="he_normal",
-            kernel_regularizer=keras.regularizers.L2(l2) if l2 else None,
-            dtype=dtype,
+            kernel_regularizer=keras.regularizers.L2(self._l2) if self._l2 else None,
+            dtype=self._dtype,
             name=name,
         )(x)
 
-    def activate(x: Any, name: str) -> Any:
-        x = normalise(f"{name}_bn", dtype=dtype)(x)
-        return keras.layers.Activation("relu", dtype=dtype, name=f"{name}_relu")(x)
+    def activate(self, x: Any, name: str) -> Any:
+        """Batch normalisation and ReLU, which stand before a convolution here."""
+        x = self._normalise(f"{name}_bn", dtype=self._dtype)(x)
+        return keras.layers.Activation("relu", dtype=self._dtype, name=f"{name}_relu")(x)
 
-    def block(x: Any, filters: int, name: str, strides: int) -> Any:
-        active = activate(x, f"{name}_1")
+    def block(self, x: Any, filters: int, name: str, strides: int) -> Any:
+        """Two 3 x 3 convolutions and attention, added to their input."""
+        active = self.activate(x, f"{name}_1")
         projected = x.shape[-1] != filters or strides > 1
-        shortcut = convolve(active, filters, 1, f"{name}_0_conv", strides) if projected else x
-        branch = convolve(active, filters, 3, f"{name}_1_conv", strides)
-        branch = convolve(activate(branch, f"{name}_2"), filters, 3, f"{name}_2_conv")
-        branch = attend(branch, f"{name}_eca", dtype)
-        return keras.layers.Add(dtype=dtype, name=f"{name}_add")([shortcut, branch])
-
-    given, x = labels.open_inputs(inputs, bands)
-    x = convolve(x, GROUPS[0], 3, "conv1", strides)
-    for group, filters in enumerate(GROUPS):
-        for number in range((depth - 4) // 6):
-            first = 2 if group and not number else 1
-            x = block(x, filters * width, f"group{group + 1}_block{number + 1}", first)
-    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="avg_pool")(activate(x, "last"))
-    return keras.Model(given, labels.close_output(x, classes, dropout), name="wide_resnet")
+        shortcut = self.convolve(active, filters, 1, f"{name}_0_conv", strides) if projected else x
+        branch = self.convolve(active, filters, 3, f"{name}_1_conv", strides)
+        branch = self.convolve(self.activate(branch, f"{name}_2"), filters, 3, f"{name}_2_conv")
+        branch = attend(branch, f"{name}_eca", self._dtype)
+        return keras.layers.Add(dtype=self._dtype, name=f"{name}_add")([shortcut, branch])
 
 
 def attend(x: Any, name: str, dtype: str) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import keras
 import tensorflow as tf
 
 from kerass2.models.labels import drawing_part
@@ -37,7 +39,8 @@ def build_step(
     summed gradient, as scaled in float16, "stop": ranks wanting}.
     Loss = sum(per-example loss) / global_batch + regularisation / world_size on each rank;
     gradients, loss and the wish to stop are summed in one all-reduce, so that every rank sees the
-    same numbers and stops at the same step.
+    same numbers and stops at the same step. L2 on weights, which all ranks hold alike, is added
+    behind that sum.
 
     Args:
         strategy: how the step spreads over ranks.
@@ -57,6 +60,7 @@ def build_step(
     packs them into one.
     """
     weights, taken = model.trainable_variables, list(model.input)
+    factors = [_l2_factor(weight) for weight in weights]
 
     def gradient(batch: Mapping[str, Any], part: Any) -> tuple[Any, Sequence[Any]]:
         with tf.GradientTape() as tape, drawing_part(model, part, parts):
@@ -65,8 +69,10 @@ def build_step(
                 loss(target, prediction[name]) for name, target in batch["targets"].items()
             ]
             value = tf.reduce_sum(tf.add_n(per_example)) / global_batch
-            if model.losses:
-                value += tf.add_n(model.losses) / (strategy.world_size * parts)
+            with _without_l2(weights):
+                further = model.losses
+            if further:
+                value += tf.add_n(further) / (strategy.world_size * parts)
             scaled = optimizer.scale_loss(value)
         return value, tape.gradient(scaled, [weight.value for weight in weights])
 
@@ -77,6 +83,9 @@ def build_step(
         else:
             gradients = sum_compressed(strategy, gradients, compression)
             value, stop = strategy.sum_gradients([value, stop])
+        if any(factors):
+            penalty, gradients = _add_l2(gradients, weights, factors, optimizer)
+            value += penalty
         norm = tf.linalg.global_norm(gradients)
         optimizer.apply(gradients, weights)
         return {"loss": value, "gradient_norm": norm, "stop": stop}
@@ -97,6 +106,48 @@ def build_step(
         return {name: float(value) for name, value in values.items()}
 
     return step
+
+
+# --- L2 on weights -------------------------------------------------------------------------------
+# Its gradient is 2 l2 weight: the tape would form squares, their sum and all that leads back from
+# it, a dozen passes over memory, in every part of a batch.
+
+
+def _l2_factor(weight: Any) -> float:
+    """Of a weight's own keras.regularizers.L2; 0 where it has none, or another regulariser."""
+    found = weight.regularizer
+    return float(found.l2) if type(found) is keras.regularizers.L2 else 0.0
+
+
+@contextlib.contextmanager
+def _without_l2(weights: Sequence[Any]) -> Iterator[None]:
+    """Inside the `with` block, Model.losses lacks what `_add_l2` adds."""
+    held = [(weight, weight.regularizer) for weight in weights if _l2_factor(weight)]
+    try:
+        for weight, _ in held:
+            weight.regularizer = None
+        yield
+    finally:
+        for weight, regularizer in held:
+            weight.regularizer = regularizer
+
+
+def _add_l2(
+    gradients: Sequence[Any], weights: Sequence[Any], factors: Sequence[float], optimizer: Any
+) -> tuple[Any, list[Any]]:
+    """The sum of factor * weight^2, and gradients with that of it, scaled as the optimizer does."""
+    penalties, added = [], []
+    for gradient, weight, factor in zip(gradients, weights, factors, strict=True):
+        if factor:
+            value = tf.convert_to_tensor(weight.value)
+            penalties.append(2 * factor * tf.nn.l2_loss(value))
+            own = value * optimizer.scale_loss(2 * factor)
+            gradient = own if gradient is None else gradient + own
+        added.append(gradient)
+    return tf.add_n(penalties), added
+
+
+# --- parts of a batch ----------------------------------------------------------------------------
 
 
 def _sum_parts(

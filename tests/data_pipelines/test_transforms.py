@@ -117,6 +117,22 @@ def test_dihedral_is_one_of_numpys_own_turns_and_leaves_the_rest() -> None:
         np.testing.assert_array_equal(batch["inputs"][name], images)  # the argument is not changed
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("bands", [1, 2, 3, 4, 6, 12])
+def test_pixels_of_any_size_are_turned_whole(bands: int, dtype: type) -> None:
+    """Of each size in bytes numpy copies them another way."""
+    rng = np.random.default_rng(bands)
+    images = rng.integers(0, 256, (16, 5, 5, 2 * bands)).astype(dtype)[..., ::2]
+    batch = {"inputs": {"gsd10": images}, "targets": {}, "index": np.arange(16)}
+    result = transforms.dihedral(batch, 3, 1)["inputs"]["gsd10"]
+    assert result.dtype == dtype
+    drawn = set()
+    for number in range(16):
+        turned = [transforms.turn(images[number : number + 1], e)[0] for e in range(8)]
+        drawn.add([np.array_equal(result[number], each) for each in turned].index(True))
+    assert len(drawn) > 3
+
+
 def test_dihedral_draws_each_element_equally_often_and_anew_each_epoch() -> None:
     count = 8000
     image = np.arange(4, dtype=np.uint16).reshape(1, 2, 2, 1)

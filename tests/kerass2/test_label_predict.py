@@ -9,13 +9,15 @@ import struct
 from collections.abc import Callable
 
 import keras
+import lmdb
 import numpy as np
 import pyarrow.parquet
 import pyproj
 import pytest
 import rasterio
+import safetensors.numpy
 
-from data_pipelines import bigearthnet_patches, geotiff, sentinel2, store, synthetic
+from data_pipelines import bigearthnet, bigearthnet_patches, geotiff, sentinel2, store, synthetic
 from kerass2 import models
 from kerass2.models import labels
 
@@ -278,6 +280,58 @@ def test_one_patch_is_a_raster_of_one_pixel(files, predict, tmp_path):
     predict(files["model"], patch, files["granule"], "-o", tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{V2}.csv", "granule.csv"}
     assert [row["name"] for row in read_rows(tmp_path / "out" / f"{V2}.csv")] == [V2]
+
+
+def write_lmdb(path: pathlib.Path, folders: list[pathlib.Path]) -> pathlib.Path:
+    """As rico-hdl writes reBEN: key name, value safetensors by band; radar patches beside them."""
+    path.mkdir(parents=True)
+    with lmdb.open(str(path), map_size=2**26) as environment, environment.begin(write=True) as t:
+        t.put(b"S1A_IW_GRDH_1SDV_20170613T165043_33UUP_70_40", b"radar")
+        for folder in folders:
+            planes = {}
+            for band in bigearthnet.BANDS:
+                with rasterio.open(folder / f"{folder.name}_{band}.tif") as file:
+                    planes[band] = file.read(1)
+            t.put(folder.name.encode(), safetensors.numpy.save(planes))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["model", "bands", "rgb"])
+def test_an_lmdb_gives_what_its_folders_give(files, predict, tmp_path, kind):
+    folders = synthetic.write_bigearthnet(tmp_path / "v2", [(0, 0), (0, 1), (1, 0)])
+    archive = write_lmdb(tmp_path / "archive" / "BigEarthNet.lmdb", folders).parent
+    predict(files[kind], tmp_path / "v2", "-o", tmp_path / "folders.csv")
+    expected = read_rows(tmp_path / "folders.csv")
+    for number, source in enumerate((archive / "BigEarthNet.lmdb", archive)):
+        out = tmp_path / f"{number}.csv"
+        assert "3 patches, 3 classes" in predict(files[kind], source, "-o", out)
+        rows = read_rows(out)
+        assert [row["name"] for row in rows] == [row["name"] for row in expected]
+        for row, other in zip(rows, expected, strict=True):
+            assert numbers(row) == numbers(other)
+            assert row["labels"] == other["labels"]
+            # It does not say where its patches lie.
+            assert (row["longitude"], row["latitude"]) == ("", "")
+
+
+def test_an_lmdb_as_geojson_and_what_is_wrong_with_one(files, predict, tmp_path):
+    folders = synthetic.write_bigearthnet(tmp_path / "v2", [(0, 0), (0, 1)])
+    path = write_lmdb(tmp_path / "lmdb", folders)
+    for suffix in (".geojson", ".parquet"):
+        predict(files["model"], path, "-o", tmp_path / f"out{suffix}")
+    features = json.loads((tmp_path / "out.geojson").read_text())["features"]
+    assert [feature["geometry"] for feature in features] == [None, None]
+    assert [feature["id"] for feature in features] == [folder.name for folder in folders]
+    table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    assert table.column("geometry").to_pylist() == [None, None]
+    assert table.column("name").to_pylist() == [folder.name for folder in folders]
+    printed = predict(files["model"], path, "-o", tmp_path / "out.tif", code=1)
+    assert "patches form no grid" in printed
+    with lmdb.open(str(path), map_size=2**26) as environment, environment.begin(write=True) as t:
+        t.put(folders[1].name.encode(), b"rubbish")
+    printed = predict(files["model"], path, "-o", tmp_path / "out.csv", code=1)
+    assert f"{folders[1].name}: not readable as safetensors" in printed
+    assert not (tmp_path / "out.csv").exists()
 
 
 @pytest.mark.parametrize(

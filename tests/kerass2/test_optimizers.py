@@ -1,10 +1,11 @@
-"""Nadam against a plain form of Dozat's equations, and against PyTorch's."""
+"""Nadam against a plain form of Dozat's equations and PyTorch's; SGD against Keras'."""
 
 from __future__ import annotations
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kerass2 import optimizers, schedules
 from kerass2.config import OptimizerConfig
@@ -90,3 +91,40 @@ def test_a_scaled_schedule_is_saved():
     schedule = schedules.Scaled(schedules.Constant(0.5), 0.5)
     found = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
     assert float(found(3)) == 0.25
+
+
+@pytest.mark.parametrize("options", [{}, {"nesterov": False}, {"momentum": 0.0, "nesterov": False}])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_sgd_is_keras(options, precision):
+    """Weights and velocities after some steps with a schedule and clipping, in a graph."""
+    given = {"momentum": 0.9, "nesterov": True, "global_clipnorm": 1.0, **options}
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.5, STEPS)
+    found = []
+    for make in (optimizers.SGD, keras.optimizers.SGD):
+        weights = [keras.Variable(np.ones(5) * k, dtype="float32") for k in (1, 2)]
+        optimizer = make(schedule, **given)
+        if precision == "float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=4.0)
+        optimizer.build(weights)
+
+        @tf.function
+        def apply(slopes, optimizer=optimizer, weights=weights):
+            optimizer.apply(tf.unstack(optimizer.scale_loss(slopes)), weights)
+
+        for step in range(STEPS):
+            apply(tf.cast(tf.stack([gradients(step), gradients(step + STEPS)]), tf.float32))
+        found.append([np.asarray(v) for v in (*weights, *optimizer.variables)])
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(found[0][0], 1)
+
+
+def test_sgd_is_saved():
+    found = optimizers.SGD.from_config(optimizers.SGD(0.5, momentum=0.8).get_config())
+    assert (float(found.learning_rate), found.momentum) == (0.5, 0.8)
+    config = OptimizerConfig("sgd", 0.1, "constant", 8)
+    built = optimizers.build(
+        config, precision="float32", global_batch=8, num_steps=1, steps_per_epoch=1
+    )
+    assert type(built) is optimizers.SGD
+    assert (built.momentum, built.nesterov) == (0.9, True)

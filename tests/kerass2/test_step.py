@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kerass2 import losses, models
 from kerass2.averaging import WeightAverage
@@ -46,7 +47,8 @@ def train(parts: int, *, regularised: bool = False, xla: bool = False):
     keras.utils.set_random_seed(3)
     model = models.build("s2x", filters=8, blocks=2)
     if regularised:
-        model.get_layer("conv_first").kernel_regularizer = keras.regularizers.L2(0.1)
+        model.get_layer("conv_first").kernel.regularizer = keras.regularizers.L2(0.1)
+        assert len(model.losses) == 1
     optimizer = keras.optimizers.Adam(1e-3, global_clipnorm=0.1)
     optimizer.build(model.trainable_variables)
     strategy = Counting()
@@ -113,3 +115,39 @@ def test_the_average_sees_the_weights_after_each_step():
 )
 def test_number_of_parts(local, micro, parts):
     assert num_parts(local, RunConfig(micro_batch=micro)) == parts
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_l2_is_part_of_loss_and_gradient(parts, precision):
+    """Against a tape through Model.losses; an L1 beside it stays in the step's own tape."""
+    keras.utils.set_random_seed(3)
+    x = keras.Input((3,), name="x")
+    decayed = keras.layers.Dense(4, kernel_regularizer=keras.regularizers.L2(0.3), name="decayed")
+    sparse = keras.layers.Dense(2, kernel_regularizer=keras.regularizers.L1(0.2), name="sparse")
+    model = keras.Model({"x": x}, {"y": sparse(decayed(x))})
+    optimizer = keras.optimizers.SGD(0.5)
+    if precision == "float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    optimizer.build(model.trainable_variables)
+    rng = np.random.default_rng(0)
+    data = {
+        "inputs": {"x": rng.normal(size=(BATCH, 3)).astype("f4")},
+        "targets": {"y": rng.normal(size=(BATCH, 2)).astype("f4")},
+    }
+    weights = model.trainable_variables
+    with tf.GradientTape() as tape:
+        each = losses.get("l2")(data["targets"]["y"], model(data["inputs"])["y"])
+        value = tf.reduce_mean(each) + tf.add_n(model.losses)
+    gradients = tape.gradient(value, [weight.value for weight in weights])
+    expected = [w.numpy() - 0.5 * g.numpy() for w, g in zip(weights, gradients, strict=True)]
+    step = build_step(Counting(), model, optimizer, losses.get("l2"), BATCH, parts=parts)
+    found = step(data, False)
+    assert found["loss"] == pytest.approx(float(value), rel=1e-5)
+    scale = 2.0**15 if precision == "float16" else 1.0
+    assert found["gradient_norm"] == pytest.approx(
+        scale * float(tf.linalg.global_norm(gradients)), rel=1e-4
+    )
+    for weight, after in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(weight.numpy(), after, rtol=1e-4, atol=1e-6)
+    assert len(model.losses) == 2

@@ -13,7 +13,7 @@ import numpy as np
 from kerass2 import models
 from kerass2.layerwise import LAMB, LARS
 from kerass2.models.layers import SyncBatchNormalization
-from kerass2.optimizers import Nadam
+from kerass2.optimizers import SGD, Nadam
 
 STEPS = 10
 GLOBAL_BATCH = 12  # shared evenly by 2 and by 3 ranks
@@ -90,8 +90,13 @@ def _build_classifier() -> keras.Model:
     return keras.Model({**model.input, "gsd20": coarse}, {"superres_20m": x})
 
 
-def build_optimizer(name: str, clip: float | None) -> keras.optimizers.Optimizer:
-    """Adam, our Nadam, LARS, LAMB or SGD; clip is the largest norm of the summed gradient."""
+def build_optimizer(
+    name: str, clip: float | None, *, reference: bool = False
+) -> keras.optimizers.Optimizer:
+    """Adam, our Nadam, LARS, LAMB, or SGD; clip is the largest norm of the summed gradient.
+
+    The reference of SGD is Keras' own.
+    """
     if name == "adam":
         return keras.optimizers.Adam(1e-3, global_clipnorm=clip)
     if name == "nadam":
@@ -100,7 +105,8 @@ def build_optimizer(name: str, clip: float | None) -> keras.optimizers.Optimizer
         return LARS(1.0, trust=0.02, global_clipnorm=clip)
     if name == "lamb":
         return LAMB(1e-2, global_clipnorm=clip)
-    return keras.optimizers.SGD(1e-2, momentum=0.9, nesterov=True, global_clipnorm=clip)
+    make = keras.optimizers.SGD if reference else SGD
+    return make(1e-2, momentum=0.9, nesterov=True, global_clipnorm=clip)
 
 
 def initial_weights(model: keras.Model) -> list[np.ndarray]:

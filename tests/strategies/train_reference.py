@@ -23,7 +23,7 @@ def train(name: str, optimizer_name: str, clip: float | None, parts: int) -> lis
     ):
         if variable.name != "gamma":
             variable.assign(value)
-    optimizer = cases.build_optimizer(optimizer_name, clip)
+    optimizer = cases.build_optimizer(optimizer_name, clip, reference=True)
     optimizer.build(model.trainable_variables)
     statistics = model.non_trainable_variables
     per_part = [[np.asarray(v) for v in statistics] for _ in range(parts)]
