@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -93,6 +95,10 @@ def test_a_scaled_schedule_is_saved():
     assert float(found(3)) == 0.25
 
 
+def take_step(optimizer, weights, slopes):
+    optimizer.apply(tf.unstack(optimizer.scale_loss(slopes)), weights)
+
+
 @pytest.mark.parametrize("options", [{}, {"nesterov": False}, {"momentum": 0.0, "nesterov": False}])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_sgd_is_keras(options, precision):
@@ -107,10 +113,7 @@ def test_sgd_is_keras(options, precision):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=4.0)
         optimizer.build(weights)
 
-        @tf.function
-        def apply(slopes, optimizer=optimizer, weights=weights):
-            optimizer.apply(tf.unstack(optimizer.scale_loss(slopes)), weights)
-
+        apply = tf.function(functools.partial(take_step, optimizer, weights))
         for step in range(STEPS):
             apply(tf.cast(tf.stack([gradients(step), gradients(step + STEPS)]), tf.float32))
         found.append([np.asarray(v) for v in (*weights, *optimizer.variables)])
