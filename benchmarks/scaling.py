@@ -107,7 +107,8 @@ def main(
                     key = (name.split()[0], int(name.split()[1]))
                     found[mode, precision].setdefault(key, []).append(seconds)
     epoch = train or EPOCHS[chosen.data.task]
-    what = {"experiment": chosen.name, "patch": patch, "train": epoch}
+    cores = len(turns.share_cores(most)[0])
+    what = {"experiment": chosen.name, "patch": patch, "train": epoch, "cores_each": cores}
     if settings or short:
         what["settings"] = [*(shrink(chosen) if short else ()), *settings]
     for (mode, precision), jobs_found in found.items():
