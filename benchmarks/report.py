@@ -102,7 +102,7 @@ def build_report(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.globals["to_script"] = to_script
+    environment.globals |= {"to_script": to_script, "is_word": is_word}
     page = environment.get_template(TEMPLATE.name).render(**described, plotly=plotly)
     texts = (page, "\n".join(to_markdown(described)) + "\n")
     for path, text in zip(paths, texts, strict=True):
@@ -155,6 +155,7 @@ def describe(
             report_strategies.shares(lines),
             report_measures.pipelines(lines),
             report_measures.prediction(lines),
+            report_strategies.others(lines),
             report_measures.projection(projected),
             report_measures.environment(system, lines),
         ],
@@ -196,6 +197,11 @@ def _markdown_table(table: Any) -> Iterator[str]:
         yield from (f"{table.caption}:", "")
     for row in (table.head, ["---"] * len(table.head), *table.rows):
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+
+
+def is_word(cell: str) -> bool:
+    """Whether a cell begins like a word, not like a number or what stands for none."""
+    return bool(cell) and not cell[0].isdigit() and cell[0] not in "–−-+"
 
 
 def to_script(figure: dict[str, Any]) -> str:

@@ -274,7 +274,7 @@ def dots(
         )
     )
     drawn.update_xaxes(title_text=x, nticks=6)
-    drawn.update_yaxes(autorange="reversed")
+    drawn.update_yaxes(range=[len(names) - 0.4, -0.6])
     if level is not None:
         drawn.add_vline(x=level, line_dash="dot", line_width=1.5, line_color=COLOURS[-1])
     drawn.update_layout(height=max(200, 130 + 34 * len(names)))

@@ -99,9 +99,9 @@ def _scaling_plots(
             epoch = next((curve.epoch_patches for curve in curves if curve.epoch_patches), None)
             series += _projected(projected, experiment, quantity, min(real), max(real), epoch)
         series += ideal
-        captions = [f"Published: {curve.source}." for curve in curves]
+        captions = [*_batches(of), *(f"Published: {curve.source}." for curve in curves)]
         if quantity == "epoch_seconds" and of:
-            captions.append("Measured: mean and standard deviation over runs.")
+            captions.append("Bars of what was measured: standard deviation over runs.")
         plots.append(
             lines(
                 f"{name.partition(' [')[0]}: {title}",
@@ -115,6 +115,17 @@ def _scaling_plots(
             )
         )
     return plots
+
+
+def _batches(of: Sequence[Line]) -> list[str]:
+    """How many patches were measured, and how large."""
+    if not of:
+        return []
+    line = of[0]
+    whose = "a rank" if line["mode"] == "weak" else "of all ranks"
+    count = line["global_batch"] // (line["ranks"] if line["mode"] == "weak" else 1)
+    edge = f" of {line['patch']} px" if "patch" in line else ""
+    return [f"Measured: steps of {count} patches{edge} {whose}."]
 
 
 def _measured(of: Sequence[Line], quantity: str) -> list[Series]:

@@ -8,6 +8,10 @@ from benchmarks.report_plots import bars, dots
 from benchmarks.report_scaling import Line, select, title_of
 from benchmarks.report_words import Section, Table, median, tell
 
+# Kinds of lines that have a place of their own, and what every line has.
+SHOWN = ("strategies", "allreduce ratio")
+HIDDEN = ("version", "what", "system", "note", "patch", "base")
+
 
 def strategies(records: Sequence[Line]) -> Section:
     """Horovod's throughput over multiworker's, measured in turns."""
@@ -62,3 +66,18 @@ def shares(records: Sequence[Line]) -> Section:
         table=Table(["", *kinds, "step [s]"], rows),
     )
     return Section("Where a step's time goes", (), [plot])
+
+
+def others(records: Sequence[Line]) -> Section:
+    """Ratios that no other chapter shows."""
+    rows = []
+    for line in records:
+        if line["what"] not in SHOWN and isinstance(line.get("ratio"), dict):
+            labels = [
+                f"{key} {value}"
+                for key, value in line.items()
+                if key not in HIDDEN and isinstance(value, str | int) and value != ""
+            ]
+            rows.append([line["what"], ", ".join(labels), tell(line["ratio"])])
+    tables = [Table(["what", "of", "ratio"], rows)] if rows else []
+    return Section("Other comparisons", (), (), tables, [] if rows else ["No other records."])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from benchmarks import project_checks
 from benchmarks.project import ENOUGH
 from benchmarks.report_scaling import STRATEGIES, Line, order, published_values, select, title_of
 from benchmarks.report_words import DISTURBED, Table, median, number, tell
@@ -24,6 +25,7 @@ def verdict(system: System, records: Sequence[Line], projected: dict[str, Any]) 
         *_sums(records),
         *_readers(records),
         *_published(system),
+        *_checks(projected),
         *_projected(projected),
         *_disturbed(records),
     ]
@@ -119,6 +121,22 @@ def _published(system: System) -> Iterator[str]:
                 f"{number(v)} at {n}" for n, v in zip(curve.ranks, values, strict=True) if n > 4
             )
             yield f"Published, {curve.title}: efficiency over {curve.ranks[0]} ranks: {told}."
+
+
+def _checks(projected: dict[str, Any]) -> Iterator[str]:
+    """How far the model is off on what its fit has not seen."""
+    found = projected["checks"]
+    for what in order([check.what for check in found if not check.size]):
+        told = [
+            f"{check.error:+.1%} at {check.ranks} ranks" for check in found if check.what == what
+        ]
+        yield f"The model against {what}: {', '.join(told)}."
+    sums = [check for check in found if check.size]
+    for row in project_checks.summarise(sums):
+        yield (
+            f"The model against all-reduces, {row['of']}: median error {row['median_error']:.1%}, "
+            f"worst {row['worst']:+.1%} of {row['count']}."
+        )
 
 
 def _projected(projected: dict[str, Any]) -> Iterator[str]:

@@ -80,6 +80,8 @@ def test_says_what_was_measured(page: Page, markdown: str) -> None:
         "ResNet-50's gradients summed over 2 ranks by horovod-gloo: ",
         " of torch-gloo.",
         "figures were disturbed by load (marked †)",
+        "The model against all-reduces, horovod-gloo: sizes left out: median error 0.0%",
+        "The model against S2x, horovod, float32: a step, from one rank's and the links: ",
         "version 99; this code reads",
         "damaged: no JSON",
         "0.45 (0.441 to 0.459)†",
@@ -168,6 +170,7 @@ def test_text_of_records_does_not_become_markup() -> None:
                 "Time per epoch: ResNet-50, weak scaling",
                 "projected for horovod in float32",
                 "an epoch as published, from at most 32 ranks | 3 |",
+                "The model against ResNet-50, 12 bands: an epoch as published, from at most 32 ",
                 "Classification paper, table 2",
             ),
         ),
@@ -363,3 +366,18 @@ def test_records_that_compare_nothing() -> None:
     lines = [line("predict", model="S2x", precision="float32", size=8, throughput=figure(1.0))]
     described = report.describe(systems.load("local"), lines, [])
     assert described["verdict"] == ["These records compare nothing."]
+
+
+def test_ratios_without_a_chapter_are_told() -> None:
+    lines = [line("cutting over the direct way", task="superres_20m", ratio=figure(10.2, "1"))]
+    described = report.describe(systems.load("local"), lines, [])
+    (table,) = next(s for s in described["sections"] if s.title == "Other comparisons").tables
+    assert table.rows == [["cutting over the direct way", "task superres_20m", "10.2"]]
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [("horovod", True), ("12", False), ("–", False), ("+3 %", False), ("", False)],
+)
+def test_words_stand_left(cell: str, expected: bool) -> None:
+    assert report.is_word(cell) is expected
