@@ -142,23 +142,24 @@ def describe(
     # Ranks past the devices of a machine that is alone take turns: no more than show it.
     ranks = RANKS if system.nodes != 1 else f"1..{2 * system.node.devices}"
     projected = project.project(system, lines, project.parse_ranks(ranks))
+    sections = [
+        report_scaling.scaling(system, lines, projected),
+        report_quality.quality(system, lines),
+        report_strategies.strategies(lines),
+        report_measures.all_reduce(system, lines),
+        report_strategies.shares(lines),
+        report_measures.pipelines(lines),
+        report_measures.prediction(lines),
+        report_strategies.others(lines),
+        report_measures.projection(projected),
+        report_measures.environment(system, lines),
+    ]
     return {
         "title": system.title,
         "subtitle": f"{system.name} · {len(lines)} records",
         "verdict": report_verdict.verdict(system, lines, projected),
         "problems": [str(problem) for problem in problems],
-        "sections": [
-            report_scaling.scaling(system, lines, projected),
-            report_quality.quality(system, lines),
-            report_strategies.strategies(lines),
-            report_measures.all_reduce(system, lines),
-            report_strategies.shares(lines),
-            report_measures.pipelines(lines),
-            report_measures.prediction(lines),
-            report_strategies.others(lines),
-            report_measures.projection(projected),
-            report_measures.environment(system, lines),
-        ],
+        "sections": [each for each in sections if not each.is_empty()],
         "readme": report_verdict.readme_table(lines),
         "command": f"python -m benchmarks report --system {system.name}",
         "created": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -200,8 +201,9 @@ def _markdown_table(table: Any) -> Iterator[str]:
 
 
 def is_word(cell: str) -> bool:
-    """Whether a cell begins like a word, not like a number or what stands for none."""
-    return bool(cell) and not cell[0].isdigit() and cell[0] not in "–−-+"
+    """Whether a cell begins with a word, not with a number or what stands for none."""
+    first = (cell.split() or ["–"])[0].rstrip("†%;,")
+    return not set(first) <= set("0123456789.,+-−–")
 
 
 def to_script(figure: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.report_words import Plot, Table, median, number, size
+from benchmarks.report_words import Plot, Table, median, size
 
 # Luminance between 0.145 and 0.30, told apart by hue; marks and dashes tell them apart as well.
 COLOURS = (
@@ -117,7 +117,7 @@ def lines(
     figure.update_yaxes(title_text=y, type="log" if log_y else "linear")
     if log_y:
         shown = decades([value for one in series for value in one.y if value])
-        figure.update_yaxes(tickvals=shown, ticktext=[number(value) for value in shown])
+        figure.update_yaxes(tickvals=shown, ticktext=[f"{value:,g}" for value in shown])
     elif from_zero:
         figure.update_yaxes(rangemode="tozero")
     if level:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from benchmarks.project_cases import WORKS
 from benchmarks.report_plots import Series, lines
 from benchmarks.report_scaling import Line, order, select, title_of
-from benchmarks.report_words import Plot, Section, Table, median, number, tell
+from benchmarks.report_words import Plot, Section, Table, median, tell
 from benchmarks.systems import Quality, System
 
 # What is drawn, where it is there; the table has all.
@@ -49,7 +49,7 @@ def _plot(experiment: str, of: Sequence[Line], published: Quality | None) -> Plo
                 str(row.ranks or "–"),
                 str(row.global_batch or "–"),
             ]
-            rows.append([*cells, time, *(number(scores.get(metric)) for metric in metrics)])
+            rows.append([*cells, time, *(_printed(scores.get(metric)) for metric in metrics)])
     for line in of:
         cells = [f"{line['strategy']}, measured", str(line["ranks"]), str(line["global_batch"])]
         rows.append([*cells, str(line.get("budget", "–")), *(tell(line.get(m)) for m in metrics)])
@@ -63,6 +63,11 @@ def _plot(experiment: str, of: Sequence[Line], published: Quality | None) -> Plo
         table=Table(["", "ranks", "global batch", "time", *metrics], rows),
         caption=f"Published: {published.source}." if published else "",
     )
+
+
+def _printed(score: float | None) -> str:
+    """A score as the paper prints it."""
+    return "–" if score is None else f"{score:g}"
 
 
 def _metrics(of: Sequence[Line]) -> list[str]:

@@ -80,4 +80,4 @@ def others(records: Sequence[Line]) -> Section:
             ]
             rows.append([line["what"], ", ".join(labels), tell(line["ratio"])])
     tables = [Table(["what", "of", "ratio"], rows)] if rows else []
-    return Section("Other comparisons", (), (), tables, [] if rows else ["No other records."])
+    return Section("Other comparisons", (), (), tables)

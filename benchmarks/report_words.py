@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,10 @@ class Section:
     gaps: Sequence[str] = ()
     """What is not there, in words."""
 
+    def is_empty(self) -> bool:
+        """Whether it says nothing, not even that something is not there."""
+        return not (self.text or self.plots or self.tables or self.gaps)
+
 
 def median(figure: dict[str, Any]) -> float:
     """The median of a figure of a record."""
@@ -75,15 +80,14 @@ def number(value: float | None) -> str:
         return "0"
     if not 1e-5 <= abs(value) < 1e7:
         return f"{value:.3g}"
-    digits = max(0, 2 - len(str(int(abs(value)))) + 1) if abs(value) >= 1 else None
-    text = f"{value:,.{digits}f}" if digits is not None else f"{float(f'{value:.3g}'):.8f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    rounded = float(f"{value:.3g}") if abs(value) < 1000 else value
+    return f"{rounded:,.{max(0, 2 - math.floor(math.log10(abs(rounded))))}f}"
 
 
 def size(count: float) -> str:
     """Bytes, as people say them."""
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"

@@ -75,8 +75,8 @@ def test_says_what_was_measured(page: Page, markdown: str) -> None:
         "S2x, weak scaling, float32, 2 ranks: Horovod's throughput over multiworker's is 1.04 "
         "(1.03 to 1.05): Horovod is ahead.",
         "S2x, weak scaling, bfloat16, 2 ranks: Horovod's throughput over multiworker's is 1.01 "
-        "(0.98 to 1.04): no difference beyond the spread.",
-        "ResNet-50, weak scaling: efficiency at 4 ranks: horovod float32 0.48 (0.47 to 0.49); ",
+        "(0.980 to 1.04): no difference beyond the spread.",
+        "ResNet-50, weak scaling: efficiency at 4 ranks: horovod float32 0.480 (0.470 to 0.490); ",
         "ResNet-50's gradients summed over 2 ranks by horovod-gloo: ",
         " of torch-gloo.",
         "figures were disturbed by load (marked †)",
@@ -84,7 +84,7 @@ def test_says_what_was_measured(page: Page, markdown: str) -> None:
         "The model against S2x, horovod, float32: a step, from one rank's and the links: ",
         "version 99; this code reads",
         "damaged: no JSON",
-        "0.45 (0.441 to 0.459)†",
+        "0.450 (0.441 to 0.459)†",
         "a GeoTIFF a band",
     ):
         assert text in page.text, text
@@ -176,7 +176,7 @@ def test_text_of_records_does_not_become_markup() -> None:
         ),
         (
             "juron",
-            ("38.6", "S2x, published", "Super-resolution paper, table 1", "S6x: neither measured"),
+            ("38.58", "S2x, published", "Super-resolution paper, table 1", "S6x: neither measured"),
         ),
         ("jureca", ("about 14 h for 100 epochs", "504", "No record of allreduce")),
     ],
@@ -213,8 +213,8 @@ def test_measured_over_published() -> None:
     described = report.describe(systems.load("juwels"), lines, [])
     (table,) = described["sections"][0].tables
     assert [(row[0], row[3], row[4]) for row in table.rows] == [
-        ("4", "347", "0.5"),
-        ("8", "172", "0.75"),
+        ("4", "347", "0.500"),
+        ("8", "172", "0.750"),
     ]
 
 
@@ -270,16 +270,18 @@ def test_the_kept_records_can_be_told() -> None:
     ("value", "text"),
     [
         (0, "0"),
-        (1.0, "1"),
-        (0.97, "0.97"),
+        (1.0, "1.00"),
+        (0.97, "0.970"),
         (0.012345, "0.0123"),
         (12.345, "12.3"),
         (123.45, "123"),
         (17049.2, "17,049"),
         (1.5e-7, "1.5e-07"),
         (None, "–"),
-        (-2.5, "-2.5"),
+        (-2.5, "-2.50"),
         (99.96, "100"),
+        (9.996, "10.0"),
+        (999.6, "1,000"),
     ],
 )
 def test_numbers(value: float | None, text: str) -> None:
@@ -287,12 +289,13 @@ def test_numbers(value: float | None, text: str) -> None:
 
 
 def test_figures_in_words() -> None:
-    assert report_words.tell(figure(2.0, "1", 0.1)) == "2 (1.8 to 2.2)"
-    assert report_words.tell({**figure(2.0), "repeats": 1, "disturbed": True}) == "2†"
+    assert report_words.tell(figure(2.0, "1", 0.1)) == "2.00 (1.80 to 2.20)"
+    assert report_words.tell({**figure(2.0), "repeats": 1, "disturbed": True}) == "2.00†"
     assert report_words.tell(None) == "–"
-    assert [report_words.size(n) for n in (12, 1024, 94e6, 2.5e9)] == [
+    assert [report_words.size(n) for n in (12, 1024, 999_999, 94e6, 2.5e9)] == [
         "12 B",
         "1.02 kB",
+        "1 MB",
         "94 MB",
         "2.5 GB",
     ]
@@ -377,7 +380,17 @@ def test_ratios_without_a_chapter_are_told() -> None:
 
 @pytest.mark.parametrize(
     ("cell", "expected"),
-    [("horovod", True), ("12", False), ("–", False), ("+3 %", False), ("", False)],
+    [
+        ("horovod", True),
+        ("043c5e31c92c, aee0e7f512c7", True),
+        ("12", False),
+        ("1,200 (1,100 to 1,300)", False),
+        ("+3.1%", False),
+        ("0.450†", False),
+        ("2026-11-22", False),
+        ("–", False),
+        ("", False),
+    ],
 )
 def test_words_stand_left(cell: str, expected: bool) -> None:
     assert report.is_word(cell) is expected
