@@ -73,14 +73,7 @@ COLUMNS = {
     type=click.Path(path_type=pathlib.Path),
     help="Where data and runs lie, kept for the next time; default: a temporary folder.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=pathlib.Path),
-    default="benchmarks/results/local/classification.jsonl",
-    show_default=True,
-    help="Record to append to; the table goes beside it, as .md.",
-)
+@record.output_options("classification.jsonl")
 def main(
     count: int,
     edge: int,

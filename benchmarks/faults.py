@@ -34,14 +34,7 @@ RANKS = {"single": 1, "horovod": 2, "multiworker": 2}
 @click.option("--seconds", default=SECONDS, show_default=True, help="Between two checkpoints.")
 @click.option("--strategy", "names", multiple=True, default=tuple(RANKS), show_default=True)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in kerass2.fit.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=pathlib.Path),
-    default="benchmarks/results/local/faults.jsonl",
-    show_default=True,
-    help="Record to append to.",
-)
+@record.output_options("faults.jsonl")
 def main(
     experiment: str,
     batch: int,

@@ -66,14 +66,7 @@ SCORES = ("validation_f1", "validation_f1_macro", "validation_ap", "validation_a
     type=click.Path(path_type=pathlib.Path),
     help="Where the data lie, kept for the next time; default: a temporary folder.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=pathlib.Path),
-    default="benchmarks/results/local/large_batch.jsonl",
-    show_default=True,
-    help="Record to append to; the figure goes beside it, as .svg.",
-)
+@record.output_options("large_batch.jsonl")
 def main(
     count: int,
     edge: int,

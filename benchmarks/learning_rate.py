@@ -61,14 +61,7 @@ INK, GRID = "#1b2328", "#dde2e5"
     metavar="KEY=VALUE",
     help="As in kerass2.fit.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=pathlib.Path),
-    default="benchmarks/results/local/learning_rate.jsonl",
-    show_default=True,
-    help="Record to append to; the figure goes beside it, as .svg.",
-)
+@record.output_options("learning_rate.jsonl")
 def main(
     experiment: str,
     data: str | None,

@@ -51,14 +51,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     type=click.Path(path_type=pathlib.Path),
     help="Where data and runs lie, kept for the next time; default: a temporary folder.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=pathlib.Path),
-    default="benchmarks/results/local/networks.jsonl",
-    show_default=True,
-    help="Record to append to; the table goes beside it, as .md.",
-)
+@record.output_options("networks.jsonl")
 def main(
     count: int,
     edge: int,

@@ -20,7 +20,13 @@ import tempfile
 
 import click
 
-from benchmarks import pipeline_cutting, pipeline_labels, pipeline_memory, pipeline_reading
+from benchmarks import (
+    pipeline_cutting,
+    pipeline_labels,
+    pipeline_memory,
+    pipeline_reading,
+    record,
+)
 
 PARTS = ("cutting", "reading", "sequential", "labels", "prepare", "memory")
 
@@ -78,14 +84,7 @@ PARTS = ("cutting", "reading", "sequential", "labels", "prepare", "memory")
     type=click.Path(path_type=pathlib.Path),
     help="Where the made-up data lie, kept for the next run; default: a temporary folder.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=pathlib.Path),
-    default="benchmarks/results/local/pipeline.jsonl",
-    show_default=True,
-    help="Record to append to.",
-)
+@record.output_options("pipeline.jsonl")
 def main(
     parts: tuple[str, ...],
     size: int,

@@ -1,31 +1,66 @@
-"""Records: what was measured, where, with which software.
+"""Records: what was measured, where, with which software; one JSON line each.
 
-Every figure has its unit, spread and number of repeats.
+Every figure has its unit, spread, number of repeats and of steps before them. A line is only ever
+added. Version 2 adds the system, what disturbed a figure, and GPUs, host and load to "where";
+lines of version 1 say the same in the same words and are read as the local system's.
 """
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
+import dataclasses
 import json
-import os
+import math
 import pathlib
-import platform
-import subprocess
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 import numpy as np
 
-VERSION = 1
-PACKAGES = ("kerass2", "keras", "tensorflow-cpu", "tensorflow", "horovod", "numpy")
+from benchmarks import machine
+
+VERSION = 2
+READABLE = (1, VERSION)
+LOCAL = "local"
+RESULTS = pathlib.Path(machine.RESULTS)
+# A figure whose quartiles lie further apart than this part of its median was disturbed: on a quiet
+# machine of 2 cores they lie 0 to 6 % apart, beside a second job that comes and goes 20 to 80 %.
+WIDE = 0.15
+# Labels that MLPerf's log has a name for (mllog/constants.py); it has none for patches a second.
+MLPERF = {
+    "global_batch": "global_batch_size",
+    "train": "train_samples",
+    "seed": "seed",
+    "optimizer": "opt_name",
+    "learning_rate": "opt_base_learning_rate",
+    "accumulation_steps": "gradient_accumulation_steps",
+}
+_KEY = "benchmarks.system"
+
+Line = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A line that is no record, or of a version that this code does not read."""
+
+    path: pathlib.Path
+    """The file."""
+    line: int
+    """Number of the line, from 1."""
+    found: str
+    """What is there instead."""
+
+    def __str__(self) -> str:
+        """In one line."""
+        return f"{self.path}, line {self.line}: {self.found}"
 
 
 def figure(
     values: Sequence[float], unit: str, *, warm_up: int = 0, steps: int = 1
 ) -> dict[str, Any]:
-    """Median and quartiles of measurements.
+    """Median and quartiles of measurements; "disturbed": True where they are WIDE apart.
 
     Args:
       values: One number a measurement.
@@ -36,7 +71,7 @@ def figure(
     low, median, high = (
         float(q) for q in np.percentile(np.asarray(values, np.float64), (25, 50, 75))
     )
-    return {
+    found = {
         "median": median,
         "quartiles": [low, high],
         "repeats": len(values),
@@ -44,27 +79,119 @@ def figure(
         "warm_up": warm_up,
         "unit": unit,
     }
+    return {**found, "disturbed": True} if high - low > WIDE * abs(median) else found
 
 
 def where() -> dict[str, Any]:
     """This machine, its software and the commit."""
-    return {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "software": {name: version for name in PACKAGES if (version := _version(name))},
-        "commit": _commit(),
-    }
+    return machine.describe()
 
 
-def append(path: pathlib.Path, what: str, **numbers: Any) -> dict[str, Any]:
-    """Add one line to a record, and return it; lines that are there stay as they are."""
-    line = {"version": VERSION, "what": what, **numbers, "where": where()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+def system() -> str:
+    """The system that records are made for: --system of the command that runs."""
+    context = click.get_current_context(silent=True)
+    return LOCAL if context is None else str(context.meta.get(_KEY, LOCAL))
+
+
+def output_options(name: str) -> Callable[[Any], Any]:
+    """--system and -o of a benchmark, whose record has this name in the system's folder."""
+
+    def keep(context: click.Context, _: click.Parameter, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
+            raise click.BadParameter(f"{value!r}: letters, digits, _, . and - make a name")
+        context.meta[_KEY] = value
+        return value
+
+    def decorate(command: Any) -> Any:
+        path = click.option(
+            "-o",
+            "--output",
+            type=click.Path(path_type=pathlib.Path),
+            default=lambda: RESULTS / system() / name,
+            show_default=f"{RESULTS}/SYSTEM/{name}",
+            help="Record to append to.",
+        )
+        named = click.option(
+            "--system",
+            default=LOCAL,
+            show_default=True,
+            callback=keep,
+            expose_value=False,
+            is_eager=True,
+            help="What the record calls this machine: a name of benchmarks/systems.",
+        )
+        return named(path(command))
+
+    return decorate
+
+
+def append(output: pathlib.Path, what: str, /, **numbers: Any) -> Line:
+    """Add one line to a record, and return it; lines that are there stay as they are.
+
+    A last line that a run left unfinished stays too, as a line of its own that read() names.
+    """
+    named = {MLPERF[key]: value for key, value in numbers.items() if key in MLPERF}
+    line: Line = {"version": VERSION, "what": what, "system": system(), **numbers}
+    if named:
+        line["mllog"] = named
+    line["where"] = where()
+    text = json.dumps(line) + "\n"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("ab+") as file:
+        if file.seek(0, 2):
+            file.seek(-1, 2)
+            text = text if file.read(1) == b"\n" else "\n" + text
+        file.write(text.encode())
     return line
+
+
+def read(folder: pathlib.Path) -> tuple[list[Line], list[Problem]]:
+    """Lines of all *.jsonl of a folder (or of one file), and what else stands there.
+
+    Files by name, lines as they were added. A damaged line does not keep the others from being
+    read.
+    """
+    lines: list[Line] = []
+    problems: list[Problem] = []
+    for path in [folder] if folder.is_file() else sorted(folder.glob("*.jsonl")):
+        for number, text in enumerate(path.read_bytes().splitlines(), 1):
+            if not text.strip():
+                continue
+            found = _parse(text)
+            if isinstance(found, str):
+                problems.append(Problem(path, number, found))
+            else:
+                lines.append(found)
+    return lines, problems
+
+
+def _parse(text: bytes) -> Line | str:
+    """A line, or what is wrong with it."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        shown = text[:40].decode(errors="replace")
+        return f"damaged: no JSON: {shown!r}{'...' if len(text) > 40 else ''}"
+    if not isinstance(line, dict) or "version" not in line:
+        return "no record: a JSON object with a version is expected"
+    if line["version"] not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        return f"of version {line['version']}; this code reads {known}"
+    if not isinstance(line.get("what"), str):
+        return "damaged: it does not say what was measured"
+    for key, value in line.items():
+        if isinstance(value, dict) and "median" in value and not _is_figure(value):
+            return f"damaged: {key} is no figure: {json.dumps(value)[:80]}"
+    return {**line, "system": line.get("system", LOCAL)}
+
+
+def _is_figure(value: dict[str, Any]) -> bool:
+    quartiles = value.get("quartiles")
+    if not isinstance(quartiles, list) or len(quartiles) != 2:
+        return False
+    numbers = [value["median"], *quartiles]
+    sound = all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+    return sound and isinstance(value.get("unit"), str)
 
 
 def compare(
@@ -83,32 +210,3 @@ def compare(
         f"{name}: {ratio['median']:.2f} ({low:.2f} to {high:.2f}), "
         f"{seconds['base']['median']:.2f} s against {seconds['measured']['median']:.2f} s"
     )
-
-
-def _cpu() -> str:
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    wanted = ("avx512f", "avx512_bf16", "amx_bf16")
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
-    return " ".join(
-        [names[0] if names else platform.processor(), *(flag for flag in wanted if flag in flags)]
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    folder = pathlib.Path(__file__).parent
-    git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

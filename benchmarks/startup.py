@@ -31,14 +31,7 @@ POLL_SECONDS = 0.005
 @click.option("--batch", default=16, show_default=True, help="Patches a step and rank.")
 @click.option("--rounds", default=5, show_default=True, help="Measurements of each.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in kerass2.fit.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=pathlib.Path),
-    default="benchmarks/results/local/startup.jsonl",
-    show_default=True,
-    help="Record to append to.",
-)
+@record.output_options("startup.jsonl")
 def main(
     experiment: str,
     data: pathlib.Path | None,

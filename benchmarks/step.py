@@ -66,14 +66,7 @@ ENOUGH = 1.6
     help="Measure 2 ranks too, which is long.",
 )
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in kerass2.fit.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=pathlib.Path),
-    default="benchmarks/results/local/step.jsonl",
-    show_default=True,
-    help="Record to append to.",
-)
+@record.output_options("step.jsonl")
 def main(
     experiment: str,
     batch: int,

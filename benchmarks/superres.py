@@ -68,14 +68,7 @@ DSEN2_BORDER, EXACT_BORDER = 8, 16
     type=click.Path(path_type=pathlib.Path),
     help="Where the made-up products lie, kept for the next run; default: a temporary folder.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=pathlib.Path),
-    default="benchmarks/results/local/superres.jsonl",
-    show_default=True,
-    help="Record to append to.",
-)
+@record.output_options("superres.jsonl")
 def main(
     parts: tuple[str, ...],
     models: tuple[str, ...],

@@ -141,6 +141,9 @@ def names_slurm(tree: ast.Module) -> bool:
     )
 
 
+# Measures what the strategies replace, by the library's own way.
+ONLY_MEASURED = {"benchmarks.allreduce_server"}
+
 ONE_PLACE = {
     "import horovod": lambda tree: imports_root("horovod", tree),
     "import tensorflow_io": lambda tree: imports_root("tensorflow_io", tree),
@@ -152,6 +155,7 @@ ONE_PLACE = {
 @pytest.mark.parametrize("what", ONE_PLACE)
 def test_stands_in_one_file_at_most(what: str) -> None:
     found = [module for module, tree in TREES.items() if ONE_PLACE[what](tree)]
+    found = [module for module in found if module not in ONLY_MEASURED]
     assert len(found) <= 1, f"{what} stands in {found}"
 
 
