@@ -25,7 +25,8 @@ KERASS2_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kerass2
 .SHELLFLAGS := -ec
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-cluster lint types bench bench-pipeline bench-step clean clean-all
+.PHONY: help setup demo test test-slow test-cluster lint types bench bench-pipeline bench-short bench-step \
+	clean clean-all
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
@@ -42,6 +43,7 @@ help:
 	@echo "make test-cluster  the tests marked cluster: a Slurm and two hosts of their own (as root)"
 	@echo "make lint types  ruff; mypy"
 	@echo "make bench       every benchmark; make bench-step, make bench-pipeline one alone"
+	@echo "make bench-short ratios of minutes against those that are kept; fails where one has fallen"
 	@echo "make clean       remove what builds and tools left; clean-all $(VENV) and $(DEMO_DIR)/ too"
 
 # --- environment ------------------------------------------------------------------------------------------
@@ -143,6 +145,9 @@ bench: setup
 
 bench-pipeline: setup
 	$(PY) -m benchmarks pipeline
+
+bench-short: setup
+	$(PY) -m benchmarks short
 
 bench-step: setup
 	$(PY) -m benchmarks step

@@ -28,6 +28,7 @@ COMMANDS = {
     "short": "Minutes: ratios against those that are kept; make bench-short.",
     "step": "Training step: loop against bare step, 1 rank against 2, bfloat16 against float32.",
     "superres": "Whole tiles and training against the matrix product's rate and plain Keras.",
+    "table": "The newest figures of a system's records as a table.",
 }
 
 
