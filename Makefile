@@ -25,7 +25,8 @@ KERASS2_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kerass2
 .SHELLFLAGS := -ec
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-cluster test-docs docs lint types bench bench-pipeline bench-step clean clean-all
+.PHONY: help setup demo test test-slow test-cluster test-docs docs lint types bench bench-pipeline bench-short \
+	bench-step clean clean-all
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
@@ -44,6 +45,7 @@ help:
 	@echo "make docs        the documentation site, into docs/_build/html"
 	@echo "make lint types  ruff; mypy"
 	@echo "make bench       every benchmark; make bench-step, make bench-pipeline one alone"
+	@echo "make bench-short ratios of minutes against those that are kept; fails where one has fallen"
 	@echo "make clean       remove what builds and tools left; clean-all $(VENV) and $(DEMO_DIR)/ too"
 
 # --- environment ------------------------------------------------------------------------------------------
@@ -152,6 +154,9 @@ bench: setup
 
 bench-pipeline: setup
 	$(PY) -m benchmarks pipeline
+
+bench-short: setup
+	$(PY) -m benchmarks short
 
 bench-step: setup
 	$(PY) -m benchmarks step

@@ -51,6 +51,7 @@ RATIOS = (
     ("multiworker-ring", "horovod-gloo"),
     ("multiworker-nccl", "horovod-nccl"),
     ("parameter-server", "horovod-gloo"),
+    ("parameter-server", "multiworker-ring"),
 )
 
 

@@ -176,9 +176,10 @@ def open_jobs(
     """Jobs by name, ready; one that does not come is reported and left out."""
     jobs: dict[str, Job] = {}
     with contextlib.ExitStack() as stack:
-        for name, start in starts.items():
-            job = start()
+        started = {name: start() for name, start in starts.items()}
+        for job in started.values():
             stack.callback(job.close)
+        for name, job in started.items():
             try:
                 jobs[name] = job.ready()
             except JobError as error:
