@@ -21,6 +21,8 @@ COMMANDS = {
     "evaluate": "Score models beside interpolation, as the paper's tables do.",
     "predict": "Sharpen granules to 10 m: COG, GeoTIFF or Zarr.",
     "report": "Write one HTML page about a training run.",
+    "export": "Write a model as keras, savedmodel, onnx or tflite, with card and STAC item.",
+    "config": "Show, compare and check experiments.",
     "card": "Pack a trained model with its model card.",
     "doctor": "Say what is installed, where the ranks are, and what is wrong.",
     "launch": "Start ranks on hosts that ssh reaches.",
@@ -28,6 +30,8 @@ COMMANDS = {
 
 # Of a rank that has failed, before it is gone [s].
 GRACE = 1.0
+# Commands whose module has another name.
+MODULES = {"config": "config_command"}
 
 
 class _Commands(click.Group):
@@ -39,7 +43,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"kerass2.{cmd_name}").main
+        module = MODULES.get(cmd_name, cmd_name)
+        command: click.Command = importlib.import_module(f"kerass2.{module}").main
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -68,7 +73,9 @@ def run(command: click.Command) -> NoReturn:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     warnings.showwarning = _build_show_warning()
     try:
-        code = command.main(standalone_mode=False)
+        # Rich heeds NO_COLOR by itself; click's colours go when it is told so.
+        color = False if os.environ.get("NO_COLOR") else None
+        code = command.main(standalone_mode=False, color=color)
     except click.exceptions.Abort:
         code = 130
     except click.ClickException as error:

@@ -12,6 +12,7 @@ import json
 import math
 import pathlib
 import pkgutil
+import runpy
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -173,17 +174,54 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Experiment:
-    """The experiment of kerass2/configs/<name>.py.
+    """The experiment of a name, or of a Python file: "FILE.py", "FILE.py:NAME".
+
+    A name is that of kerass2/configs/<name>.py; NAME is a variable of the file, EXPERIMENT if not
+    given. The file is run.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or the file cannot be run or holds no experiment.
     """
+    file, _, variable = name.partition(":")
+    if file.endswith(".py"):
+        return _run_file(pathlib.Path(file), variable or "EXPERIMENT")
     if name not in names():
         raise ConfigError(
-            f"unknown experiment {name!r}{_nearest(name, names())}; there are {', '.join(names())}"
+            f"unknown experiment {name!r}{_nearest(name, names())}; there are "
+            f"{', '.join(names())}, or FILE.py:NAME"
         )
     experiment: Experiment = importlib.import_module(f"kerass2.configs.{name}").EXPERIMENT
     return experiment
+
+
+def _run_file(path: pathlib.Path, variable: str) -> Experiment:
+    """An experiment that a user's own file makes."""
+    try:
+        found = runpy.run_path(str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: no readable file of an experiment: {error.strerror}") from None
+    except Exception as error:  # whatever the file's own lines raise
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+    experiment = found.get(variable)
+    if not isinstance(experiment, Experiment):
+        there = [name for name, value in found.items() if isinstance(value, Experiment)]
+        raise ConfigError(
+            f"{path}: {variable} is no kerass2.config.Experiment; those there: "
+            f"{', '.join(there) or 'none'}"
+        )
+    return experiment
+
+
+def find(name: str) -> Experiment:
+    """As load, and that of a JSON file or of a work folder.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = pathlib.Path(name)
+    if (path / "experiment.json").is_file():
+        path = path / "experiment.json"
+    return read(path) if path.suffix == ".json" else load(name)
 
 
 def read(path: pathlib.Path) -> Experiment:
@@ -352,3 +390,8 @@ def parse_duration(text: str) -> float:
         if total > 0 and math.isfinite(total):
             return total
     raise ConfigError(f"{text!r} is no duration; examples: 90s, 15m, 4h, 1h30m, 04:00:00")
+
+
+if __name__ == "__main__":
+    # By its name: this module is __main__ here, and its classes are not those that others import.
+    importlib.import_module("kerass2.config_command").run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -30,6 +31,7 @@ SHOWN = 4
 
 _HELP: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}}
 _PATH = click.Path(path_type=pathlib.Path)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 
 @click.group(**_HELP)
@@ -42,13 +44,17 @@ def main() -> None:
 
 @main.command(**_HELP)
 @click.argument("folder", metavar="DIR", type=_PATH)
-def info(folder: pathlib.Path) -> None:
+@_JSON
+def info(folder: pathlib.Path, as_json: bool) -> None:
     """Say what a data set holds: format, splits, arrays, where the pixels came from."""
     from rich.console import Console
 
     from data_pipelines import store
 
     found = store.read_manifest(folder)
+    if as_json:
+        click.echo(json.dumps(describe(found), indent=2))
+        return
     console = Console(highlight=False)
     pixels = sum(t.num_bytes for t in (*found.spec.inputs.values(), *found.spec.targets.values()))
     if found.provenance.get("synthetic"):
@@ -57,6 +63,27 @@ def info(folder: pathlib.Path) -> None:
     console.print(_split_table(found), _array_table(found))
     for key, value in found.provenance.items():
         click.echo(f"{key}: {_shortened(value)}")
+
+
+def describe(found: Manifest) -> dict[str, Any]:
+    """What `info` prints, as JSON has it."""
+    return {
+        "task": found.spec.task,
+        "format": found.format,
+        "splits": {
+            split: {
+                "patches": found.num_examples(split),
+                "shards": len(shards),
+                "bytes": sum(file.num_bytes for shard in shards for file in shard.files),
+            }
+            for split, shards in found.splits.items()
+        },
+        "arrays": {
+            kind: {name: dataclasses.asdict(tensor) for name, tensor in group.items()}
+            for kind, group in (("inputs", found.spec.inputs), ("targets", found.spec.targets))
+        },
+        "provenance": dict(found.provenance),
+    }
 
 
 def _split_table(found: Manifest) -> Any:
@@ -124,12 +151,16 @@ def size_text(num_bytes: float) -> str:
 
 @main.command(**_HELP)
 @click.argument("folder", metavar="DIR", type=_PATH)
-def verify(folder: pathlib.Path) -> None:
+@_JSON
+def verify(folder: pathlib.Path, as_json: bool) -> None:
     """Read every record and file of a data set and compare all checksums."""
     from data_pipelines import store
 
     with _progress("verifying") as advance:
         counts = store.verify(folder, advance)
+    if as_json:
+        click.echo(json.dumps({"records": counts}, indent=2))
+        return
     found = store.read_manifest(folder)
     for split, count in counts.items():
         click.echo(f"{split:>10}  {count:,} records")

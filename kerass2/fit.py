@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kerass2 import cli, config, interruption, ranks, session, staging
+from kerass2 import backend, cli, config, interruption, ranks, session, staging
 from kerass2 import job as jobs
 from kerass2 import workdir as folder
 from kerass2.interruption import Interruption
@@ -85,9 +85,12 @@ def main(
 ) -> None:
     """Train EXPERIMENT (default: superres_20m_compact) and leave model.keras in the workdir.
 
+    EXPERIMENT is a name (`kerass2 config list` shows them), or FILE.py:NAME for one of your own.
+
     Under mpirun, horovodrun or srun the same command is one rank of their job. SIGUSR1 and SIGTERM
     end it after a checkpoint; SIGUSR1 puts a Slurm job back into the queue, and there it goes on.
     """
+    backend.check(strategy)
     if resume and overwrite:
         raise config.ConfigError("--resume and --overwrite exclude each other: give one of them")
     if resume and init:
@@ -97,7 +100,7 @@ def main(
         )
     if epochs and steps:
         raise config.ConfigError(f"--epochs {epochs} and --steps {steps}: give one of them")
-    workdir = workdir or pathlib.Path("runs") / (experiment or jobs.DEFAULT_EXPERIMENT)
+    workdir = workdir or pathlib.Path("runs") / jobs.short_name(experiment)
     if folder.was_begun_by(workdir, cluster.batch_job(os.environ)) and cluster.num_restarts(
         os.environ
     ):

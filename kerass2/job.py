@@ -86,6 +86,12 @@ class Job:
         }
 
 
+def short_name(name: str | None) -> str:
+    """Of a workdir under runs/, for an experiment that is given by name or as FILE.py:NAME."""
+    file, _, variable = (name or DEFAULT_EXPERIMENT).partition(":")
+    return variable or pathlib.Path(file).name.removesuffix(".py")
+
+
 def choose_experiment(
     name: str | None, workdir: pathlib.Path, *, resume: bool
 ) -> config.Experiment:

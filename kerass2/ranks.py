@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from kerass2 import backend
 from kerass2.config import ConfigError
 from strategies import STRATEGIES, launch
 from strategies.cluster import JOB, detect
@@ -67,9 +68,13 @@ def start(strategy: str, workers: int | None, restarts: int = 0) -> Strategy:
     Outside a launcher, a distributed strategy's ranks are started and waited for instead: every
     rank then runs this process' own command line again, and this call does not return. With
     `restarts`, likewise a single one, and all are started again when one fails.
+
+    Raises:
+        ConfigError: --workers, or Keras' backend, does not go with the strategy.
     """
     import strategies
 
+    backend.check(strategy)
     ranks = world_size(strategy, workers)
     if not launch.needed(strategy, restarts):
         started = strategies.get(strategy)

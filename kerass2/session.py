@@ -118,7 +118,7 @@ def train(
         TrainingError: the loss is not finite.
     """
     from kerass2 import checkpoint, state, train
-    from kerass2.steps.tensorflow import build_step
+    from kerass2.steps import build_step
 
     job, strategy, settings = session.job, session.strategy, session.job.experiment.run
     writer = checkpoint.Writer(
@@ -141,6 +141,7 @@ def train(
         parts=state.num_parts(local_batch, settings),
         average=session.state.average,
         compression=settings.compression,
+        rate_factor=session.state.rate_factor,
     )
     step = watch.timed(compiled)
     try:

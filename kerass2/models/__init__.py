@@ -73,15 +73,17 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
     """Read a .keras file, in Keras' safe mode: it runs no code that the file brings.
 
     Raises:
-        DataError: no such file, or no model in it; the message names the file.
+        DataError: no such file, no model in it, or one that would run code that is not known; the
+            message names the file.
     """
     import keras
 
-    for name in ("layers", "labels"):  # they register what such a file refers to
-        importlib.import_module(f"kerass2.models.{name}")
+    from kerass2.models import archive
+
     path = pathlib.Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; a saved model (.keras) is needed")
+    archive.check_safe(path)
     try:
         model: keras.Model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever its zip, JSON and HDF5 readers do

@@ -35,6 +35,7 @@ def attend(
     grid: blocks.BlockGrid,
     dtype: str,
     training: bool = True,
+    plain: bool = False,
 ) -> Any:
     """Give x + gamma * softmax(g f^T) h in each block of a lattice.
 
@@ -46,10 +47,14 @@ def attend(
         dtype: what projections and products with h are computed in.
         training: False takes many small blocks in a form that is faster but whose gradient, which
             is right too, is not sparing of memory.
+        plain: take the direct form whatever the sizes: no conditions and no loops, which formats
+            that models are exported to run slowly or not at all.
 
     Returns:
         Shape and type of x.
     """
+    if plain:
+        return direct(x, gamma, weights, grid, dtype)
     forms = (
         [direct, tiled_attention.attend] if training else [direct, grouped, tiled_attention.attend]
     )

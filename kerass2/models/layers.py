@@ -199,6 +199,7 @@ class SelfAttention(keras.layers.Layer):
         blocks.check_block(block)
         self.key_filters = key_filters
         self.block = block
+        self.plain = False  # set by export; see attention.attend
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Three projections, written as dense layers on the list of pixels, and gamma."""
@@ -216,7 +217,7 @@ class SelfAttention(keras.layers.Layer):
         weights = [w for dense in (self.f, self.g, self.h) for w in (dense.kernel, dense.bias)]
         grid = blocks.divide(inputs, self.block)
         return attention.attend(
-            inputs, self.gamma, weights, grid, self.compute_dtype, bool(training)
+            inputs, self.gamma, weights, grid, self.compute_dtype, bool(training), self.plain
         )
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:

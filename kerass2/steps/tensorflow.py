@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from kerass2.models.labels import drawing_part
+from kerass2.steps import value as values
 from strategies.base import Strategy, sum_compressed
 
 if TYPE_CHECKING:
@@ -63,16 +63,16 @@ def build_step(
     factors = [_l2_factor(weight) for weight in weights]
 
     def gradient(batch: Mapping[str, Any], part: Any) -> tuple[Any, Sequence[Any]]:
-        with tf.GradientTape() as tape, drawing_part(model, part, parts):
-            prediction = model(batch["inputs"], training=True)
-            per_example = [
-                loss(target, prediction[name]) for name, target in batch["targets"].items()
-            ]
-            value = tf.reduce_sum(tf.add_n(per_example)) / global_batch
-            with _without_l2(weights):
-                further = model.losses
-            if further:
-                value += tf.add_n(further) / (strategy.world_size * parts)
+        with tf.GradientTape() as tape, _without_l2(weights):
+            value = values.compute(
+                model,
+                loss,
+                batch,
+                global_batch=global_batch,
+                shares=strategy.world_size * parts,
+                part=part,
+                parts=parts,
+            )
             scaled = optimizer.scale_loss(value)
         return value, tape.gradient(scaled, [weight.value for weight in weights])
 
@@ -92,18 +92,14 @@ def build_step(
 
     @tf.function(jit_compile=xla, autograph=False)
     def compiled(batch: Mapping[str, Any], stop: Any) -> Any:
-        values = strategy.run(replica_step, batch, stop)
+        found = strategy.run(replica_step, batch, stop)
         if average is not None:
             average.update()
-        return values
+        return found
 
     def step(batch: Mapping[str, Any], stop: bool) -> dict[str, float]:
-        # Patch ids and the like stay outside: strings do not go to a device.
-        # Nor do bands that the model does not take.
-        inputs = {name: batch["inputs"][name] for name in taken}
-        arrays = {"inputs": inputs, "targets": batch["targets"]}
-        values = compiled(arrays, tf.constant(float(stop)))
-        return {name: float(value) for name, value in values.items()}
+        found = compiled(values.choose(batch, taken), tf.constant(float(stop)))
+        return {name: float(value) for name, value in found.items()}
 
     return step
 
@@ -184,3 +180,14 @@ def _sum_parts(
     )
     summed = iter(sums)
     return value, [None if each is None else next(summed) for each in first]
+
+
+def compile_gradient(function: Callable[..., Any]) -> Callable[..., Sequence[Any]]:
+    """A compiled function of some tensors: the gradient of `function`'s scalar in each of them."""
+
+    @tf.function(autograph=False)
+    def gradient(*arguments: Any) -> Any:
+        return tf.gradients(function(*arguments), arguments)
+
+    compiled: Callable[..., Sequence[Any]] = gradient
+    return compiled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
 import sys
@@ -51,6 +52,16 @@ def test_info(run: Run, prepared: pathlib.Path, granule_folder: pathlib.Path) ->
     for text in ("superres_20m", "tfrecord", "32 x 32 x 4", "B8A", "uint16", "seed: 0", "23.6 kB"):
         assert text in out
     assert str(granule_folder) in out
+
+
+def test_info_and_verify_as_json(run: Run, prepared: pathlib.Path) -> None:
+    told = json.loads(run("info", prepared, "--json")[1])
+    found = store.read_manifest(prepared)
+    assert (told["task"], told["format"]) == ("superres_20m", "tfrecord")
+    counts = {split: found.num_examples(split) for split in SPLITS}
+    assert {split: each["patches"] for split, each in told["splits"].items()} == counts
+    assert told["arrays"]["inputs"]["gsd20"]["bands"] == list(found.spec.inputs["gsd20"].bands)
+    assert json.loads(run("verify", prepared, "--json")[1]) == {"records": counts}
 
 
 @pytest.mark.parametrize("file_format", data.FORMATS)
