@@ -294,9 +294,7 @@ def test_one_scene_by_its_names() -> None:
         assert card_records._sensed(name) == name
 
 
-def test_a_patch_of_a_product_trained_on_is_no_test(
-    made: pathlib.Path, copy: pathlib.Path
-) -> None:
+def test_a_patch_of_a_product_trained_on_is_no_test(made: pathlib.Path, copy: pathlib.Path) -> None:
     path = copy / f"evaluation-{HELD_OUT}.json"
     found = json.loads(path.read_text())
     assert found["products"] == {HELD_OUT: HELD_OUT}
