@@ -52,15 +52,16 @@ def build_card(
             "classifier's data, training and scores"
         )
     trained = records.read_training(file)
-    rows = [records.find_scene(table, scene, sources) for scene in trained["scenes"]]
+    own = [records.find_scene(table, scene, sources) for scene in trained["scenes"]]
+    rows = [records.find_scene(table, scene, sources) for scene in records.seen(trained)]
     wrong = [row.scenes for row in rows if row.use != records.TRAINING]
-    levels = sorted({row.level for row in rows})
+    levels = sorted({row.level for row in own})
     if wrong or len(levels) != 1:
         raise DataError(
             f"{file}: trained on {', '.join(wrong) or 'levels ' + ', '.join(levels)}; expected "
             f"scenes of one level whose use is {records.TRAINING} in {sources}"
         )
-    scores = records.read_scores(file, trained["scenes"])
+    scores = records.read_scores(file, records.seen(trained))
     held_out = {
         scene: {"data": dataclasses.asdict(records.find_scene(table, scene, sources)), **values}
         for scene, values in scores.items()
@@ -89,8 +90,14 @@ def _limits(
     worst = max(scores, key=lambda scene: records.ratio(scores[scene]))
     bands = [band for band in scores[worst]["methods"]["model"]["rmse"] if band != "mean"]
     band = max(bands, key=lambda name: records.ratio(scores[worst], name))
-    number = len(trained["scenes"])
+    number, init, unknown = len(trained["scenes"]), trained["init"], []
+    if init and init["scenes"] is None:
+        unknown = [
+            f"It is not known which scenes {init['path']}, which it started from, was trained on: "
+            "those scored may be among them."
+        ]
     return [
+        *unknown,
         f"Trained and scored one scale down (Wald's protocol: {gsd * gsd // 10} m to {gsd} m), "
         f"applied to {gsd} m: that bands relate to each other alike at both scales is an "
         "assumption, and no truth at 10 m tests it.",

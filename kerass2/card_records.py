@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import fnmatch
 import pathlib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,9 @@ LEVELS = ("L1C", "L2A")
 TRAINING, EVALUATION = "training", "evaluation"
 # What an RMSE is set against: the strongest interpolation.
 REFERENCE = "cubic_spline"
+# What names of ESA's products and of BigEarthNet's say of the ground: satellite, time, tile.
+_SENSED = re.compile(r"(S2[A-D])_MSIL\w\w_(\d{8}T\d{5,6})(?:_|$)")
+_TILE = re.compile(r"_(T\d{2}[A-Z]{3})(?:_|$)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +88,8 @@ def read_training(file: pathlib.Path) -> dict[str, Any]:
 
     Returns:
         {"experiment": name, "precision", "command", "prepare": the data's command, "data": digest
-        of their manifest, "init": .. or None, "steps", "seconds", "patches", "scenes": [..]}.
+        of their manifest, "init": None or {"path", "digest", "scenes": see _scenes_before},
+        "steps", "seconds", "patches", "scenes": [..]}.
 
     Raises:
         DataError: a record is missing or damaged, or the data set is gone or another one.
@@ -107,7 +112,7 @@ def read_training(file: pathlib.Path) -> dict[str, Any]:
         "command": without_folders(data["command"]),
         "prepare": _prepare_command(found),
         "data": found.digest,
-        "init": data.get("init") and {**data["init"], "path": _last(data["init"]["path"])},
+        "init": _read_init(data.get("init")),
         "steps": log[-1]["step"],
         "seconds": log[-1]["seconds"],
         "patches": found.counts["train"],
@@ -115,8 +120,47 @@ def read_training(file: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def _read_init(init: Mapping[str, str] | None) -> dict[str, Any] | None:
+    """What data.json says of the weights that a run started from, with their scenes."""
+    if not init:
+        return None
+    scenes = _scenes_before(pathlib.Path(init["path"]), init["digest"])
+    return {**init, "path": _last(init["path"]), "scenes": scenes}
+
+
+def _scenes_before(file: pathlib.Path, digest: str) -> list[str] | None:
+    """Scenes that starting weights have seen, in their own start too; None: that is not known.
+
+    By the card beside them or, where it is none of theirs, by the records of their run.
+    """
+    from kerass2.job import Init
+
+    card = inputs.read_json(file.with_suffix(".json")) or {}
+    try:
+        if card.get("digest") == digest:
+            trained = card["trained"]
+        elif Init.of(file).digest == digest:
+            trained = read_training(file)
+        else:
+            return None
+        before = (trained["init"] or {"scenes": []}).get("scenes")
+        return None if before is None else list(dict.fromkeys([*before, *trained["scenes"]]))
+    except (DataError, KeyError, TypeError):
+        return None  # no file, or no records: published weights have none
+
+
+def seen(trained: Mapping[str, Any]) -> list[str]:
+    """Scenes that a model has seen as far as is known, its starting weights' first."""
+    before = (trained["init"] or {}).get("scenes") or []
+    return list(dict.fromkeys([*before, *trained["scenes"]]))
+
+
 def read_scores(file: pathlib.Path, trained_on: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Scores on whole scenes, from the evaluation*.json beside a model.
+
+    Args:
+        file: the .keras file.
+        trained_on: scenes that it has seen, by the names of products or scenes.
 
     Returns:
         {scene: {"pixels", "view", "methods": {method: {metric: {"mean" or band: value}}}}}.
@@ -137,7 +181,10 @@ def read_scores(file: pathlib.Path, trained_on: Sequence[str]) -> dict[str, dict
         if there != digest:
             raise DataError(f"{path}: of a model with digest {there}; {file} has {digest}")
         for scene, values in found["scenes"].items():
-            if scene in trained_on or scene in scores or REFERENCE not in values["methods"]:
+            # A BigEarthNet patch has a name of its own; data sets are told by their product's.
+            product = _sensed(found.get("products", {}).get(scene, scene))
+            known = product in map(_sensed, trained_on) or scene in scores
+            if known or REFERENCE not in values["methods"]:
                 raise DataError(
                     f"{path}: scene {scene} is of the training data, there twice, or without "
                     f"{REFERENCE}"
@@ -150,6 +197,12 @@ def read_scores(file: pathlib.Path, trained_on: Sequence[str]) -> dict[str, dict
             f"{file} --whole lattice --data SCENE makes one"
         )
     return scores
+
+
+def _sensed(name: str) -> str:
+    """What was sensed: the same of one scene's L1C and L2A, and of its versions, by their names."""
+    sensed, tile = _SENSED.match(name), _TILE.search(name)
+    return " ".join([*sensed.groups(), tile[1]]) if sensed and tile else name
 
 
 def _short(found: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
@@ -171,14 +224,24 @@ def ratio(values: Mapping[str, Any], key: str = "mean") -> float:
 
 
 def read_curve(models: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
-    """Runs of one kind on more and more data: [{"scenes", "patches", "steps", "ratios"}]."""
-    rows = []
+    """Runs of one kind on more and more data: [{"scenes", "patches", "steps", "ratios"}].
+
+    Raises:
+        DataError: see read_training and read_scores; one of another experiment than the last, or
+            scored on other scenes or otherwise.
+    """
+    rows, kinds = [], []
     for file in models:
         trained = read_training(file)
-        scores = read_scores(file, trained["scenes"])
+        scores = read_scores(file, seen(trained))
+        views = {f"{scene} ({values['view']})" for scene, values in scores.items()}
+        kinds.append(f"{trained['experiment']}, scored on {', '.join(sorted(views))}")
         sizes = {key: trained[key] for key in ("patches", "steps", "seconds")}
         ratios = {scene: round(ratio(values), 4) for scene, values in scores.items()}
         rows.append({"scenes": len(trained["scenes"]), **sizes, "ratios": ratios})
+    for file, kind in zip(models, kinds, strict=True):
+        if kind != kinds[-1]:
+            raise DataError(f"{file}: {kind}; expected {kinds[-1]}, as {models[-1]}")
     return sorted(rows, key=lambda row: (row["scenes"], row["patches"], row["steps"]))
 
 

@@ -274,6 +274,7 @@ def evaluate_scenes(
     )
     scores.add_ranks(strategy)
     facts = {"task": described["task"], "split": whole.SPLIT, "patches": data.counts[whole.SPLIT]}
+    facts["products"] = data.provenance["products"]
     return {**facts, "view": view, **_results(scores)}
 
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from kerass2.networks import Network
 
+# Graphs of known sizes that are kept: windows of a raster have four sizes, of a batch or a piece.
+GRAPHS = 8
+
 Predict = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 _Item = TypeVar("_Item")
 
@@ -108,8 +111,8 @@ def compile_prediction(model: Any, *, sizes_known: bool = False) -> Predict:
 
     Args:
         model: a model of kerass2.models.
-        sizes_known: trace the model again for each size of its inputs: worth it where there are
-            few of them, since it then knows that blocks are whole.
+        sizes_known: trace the model again for each size of its inputs, GRAPHS of which are kept:
+            worth it where there are few of them, since it then knows that blocks are whole.
 
     Under TensorFlow a function of our own instead of model.predict_on_batch, which goes through
     tf.distribute when the model was made in a strategy's scope: every rank would then have to take
@@ -126,23 +129,29 @@ def compile_prediction(model: Any, *, sizes_known: bool = False) -> Predict:
         return predict
     import tensorflow as tf
 
-    # A batch of another size is traced once more; then the batch axis is left open.
-    compiled = tf.function(
-        lambda inputs: model(inputs, training=False),
-        reduce_retracing=not sizes_known,
-        autograph=False,
-    )
+    def compiled() -> Any:
+        # A batch of another size is traced once more; then the batch axis is left open.
+        return tf.function(
+            lambda inputs: model(inputs, training=False),
+            reduce_retracing=not sizes_known,
+            autograph=False,
+        )
 
-    traced: dict[Any, Any] = {}
+    call, traced = compiled(), dict[Any, Any]()
+
+    def find(given: Mapping[str, Any]) -> Any:
+        """The graph for inputs of these sizes, a function of its own, so that it can be dropped."""
+        specs = {name: tf.TensorSpec.from_tensor(value) for name, value in given.items()}
+        key = tuple(specs.items())
+        graph = traced.pop(key, None) or compiled().get_concrete_function(specs)
+        traced[key] = graph
+        if len(traced) > GRAPHS:
+            del traced[next(iter(traced))]  # the one that was not used for the longest time
+        return graph
 
     def predict_tensorflow(inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         given = {name: tf.convert_to_tensor(value) for name, value in inputs.items()}
-        call = compiled
-        if sizes_known:  # by hand, since TensorFlow warns of a function that it traces five times
-            specs = {name: tf.TensorSpec.from_tensor(value) for name, value in given.items()}
-            key = tuple(specs.items())
-            call = traced[key] = traced.get(key) or compiled.get_concrete_function(specs)
-        outputs = call(given)
+        outputs = (find(given) if sizes_known else call)(given)
         return {name: value.numpy() for name, value in outputs.items()}
 
     return predict_tensorflow

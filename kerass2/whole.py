@@ -84,6 +84,7 @@ def open_data(path: str | pathlib.Path, task_name: str) -> inputs.Data:
             )
     provenance = {
         "scenes": names,
+        "products": {each.name: each.scene for each in found},
         "levels": sorted({str(e.facts["level"]) for e in found if e.facts.get("level")}),
         "synthetic": any(each.synthetic for each in found),
     }

@@ -28,6 +28,7 @@ from kerass2 import (
     shipped,
     whole,
 )
+from kerass2.job import Init
 from strategies.cluster import Cluster
 from strategies.single import SingleStrategy
 
@@ -215,6 +216,108 @@ def test_commands_on_cards_have_no_folders() -> None:
     command = "kerass2 fit --data=/home/u/tiles --workdir /w/a --set run.steps=2 data/here"
     expected = "kerass2 fit --data=tiles --workdir a --set run.steps=2 data/here"
     assert card_records.without_folders(command) == expected
+
+
+def start_from(run: pathlib.Path, path: pathlib.Path, digest: str) -> None:
+    """As if the run had begun with --init."""
+    facts = json.loads((run / "data.json").read_text())
+    facts["init"] = {"path": str(path), "digest": digest}
+    (run / "data.json").write_text(json.dumps(facts))
+
+
+def built(run: pathlib.Path, made: pathlib.Path) -> dict[str, object]:
+    return card.build_card(run / "model.keras", sources=made / "sources.csv", machine="m")
+
+
+def test_scenes_of_the_weights_it_started_from(
+    made: pathlib.Path, copy: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """By the card beside packed weights, by the records of a run, and through both."""
+    options = ("--sources", made / "sources.csv")
+    start = made / "run" / "model.keras"
+    start_from(copy, start, Init.of(start).digest)
+    assert built(copy, made)["trained"]["init"]["scenes"] == list(TRAINED)
+    assert call(copy, "-o", tmp_path / "packed", *options) == 0
+    second = tmp_path / "second"
+    shutil.copytree(made / "run", second)
+    packed = tmp_path / "packed" / "superres_20m_L1C.keras"
+    start_from(second, packed, Init.of(packed).digest)
+    found = built(second, made)
+    assert found["trained"]["init"] == {
+        "path": packed.name,
+        "digest": Init.of(packed).digest,
+        "scenes": list(TRAINED),
+    }
+    assert not any("not known" in text for text in found["limits"])
+    assert call(second, "-o", tmp_path / "again", *options) == 0
+    text = (tmp_path / "again" / "superres_20m_L1C.md").read_text()
+    assert f"...), trained on {', '.join(TRAINED)}." in text
+
+
+def test_a_scene_of_the_start_is_no_test(made: pathlib.Path, copy: pathlib.Path) -> None:
+    start_from(copy, copy / "start.keras", "0" * 12)
+    facts = {"digest": "0" * 12, "trained": {"scenes": [HELD_OUT], "init": None}}
+    (copy / "start.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match=f"scene {HELD_OUT} is of the training data"):
+        card.build_card(
+            copy / "model.keras",
+            sources=write_sources(copy / "s.csv", (*ROWS[:2], (HELD_OUT, *ROWS[0][1:]))),
+            machine="m",
+        )
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 12])
+def test_weights_of_unknown_scenes_are_a_limit(
+    made: pathlib.Path, copy: pathlib.Path, tmp_path: pathlib.Path, digest: str
+) -> None:
+    """Published weights without records, and a file that is no longer the one."""
+    (tmp_path / "published.npz").write_bytes(b"weights")
+    start_from(
+        copy, tmp_path / "published.npz", digest or Init.of(tmp_path / "published.npz").digest
+    )
+    found = built(copy, made)
+    assert found["trained"]["init"]["scenes"] is None
+    assert "not known which scenes published.npz" in found["limits"][0]
+    assert "(SHA-256" in card.render({**found, "model": "s2x", "parameters": 1, "bytes": 1})
+
+
+def test_one_scene_by_its_names() -> None:
+    """L1C, L2A and BigEarthNet's versions of one scene; others are themselves."""
+    one = "S2A 20170613T101031 T33UUP"
+    for name in (
+        "S2A_MSIL1C_20170613T101031_N0205_R022_T33UUP_20170613T101608",
+        "S2A_MSIL2A_20170613T101031_T33UUP",
+        "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP",
+    ):
+        assert card_records._sensed(name) == one
+    for name in ("L1C_east", "S2A_MSIL2A_20170613T101031_87_48"):
+        assert card_records._sensed(name) == name
+
+
+def test_a_patch_of_a_product_trained_on_is_no_test(made: pathlib.Path, copy: pathlib.Path) -> None:
+    path = copy / f"evaluation-{HELD_OUT}.json"
+    found = json.loads(path.read_text())
+    assert found["products"] == {HELD_OUT: HELD_OUT}
+    path.write_text(json.dumps({**found, "products": {HELD_OUT: TRAINED[0]}}))
+    with pytest.raises(DataError, match=f"scene {HELD_OUT} is of the training data"):
+        built(copy, made)
+
+
+@pytest.mark.parametrize("case", ["scene", "view", "experiment"])
+def test_a_curve_is_of_one_kind(made: pathlib.Path, copy: pathlib.Path, case: str) -> None:
+    path = copy / f"evaluation-{HELD_OUT}.json"
+    found = json.loads(path.read_text())
+    if case == "scene":
+        found["scenes"] = {"L1C_west": found["scenes"][HELD_OUT]}
+    elif case == "view":
+        found["view"] = "dsen2"
+    else:
+        experiment = json.loads((copy / "experiment.json").read_text())
+        (copy / "experiment.json").write_text(json.dumps({**experiment, "name": "another"}))
+    path.write_text(json.dumps(found))
+    expected = rf"expected superres_20m_compact, scored on {HELD_OUT} \(lattice\), as .*run/model"
+    with pytest.raises(DataError, match=expected):
+        card_records.read_curve([copy / "model.keras", made / "run" / "model.keras"])
 
 
 @pytest.mark.parametrize("cells", ["L1B,training", "L1C,sale"])

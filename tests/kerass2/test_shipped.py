@@ -233,8 +233,24 @@ def test_evaluate_without_a_model(own: pathlib.Path, tmp_path: pathlib.Path) -> 
 
 
 @trained
-def test_weights_for_l1c_come_with_the_package() -> None:
-    assert set(shipped.names()) >= {"superres_20m_L1C", "superres_60m_L1C"}
+def test_weights_for_both_levels_come_with_the_package() -> None:
+    names = {f"superres_{gsd}m_{level}" for gsd in (20, 60) for level in ("L1C", "L2A")}
+    assert set(shipped.names()) >= names
+
+
+@trained
+@pytest.mark.parametrize("gsd", [20, 60])
+def test_weights_for_l2a_started_from_l1cs_and_are_better(gsd: int) -> None:
+    """On a scene that neither saw."""
+    facts = json.loads((shipped.FOLDER / f"superres_{gsd}m_L2A.json").read_text())
+    name = f"superres_{gsd}m_L1C"
+    start = json.loads((shipped.FOLDER / f"{name}.json").read_text())
+    assert facts["trained"]["init"]["path"] == f"{name}.keras"
+    assert facts["trained"]["init"]["scenes"] == start["trained"]["scenes"]
+    for values in facts["held_out"].values():
+        assert values["data"]["level"] == "L2A"
+        rmse = {method: found["rmse"]["mean"] for method, found in values["methods"].items()}
+        assert rmse["model"] < rmse[name]
 
 
 @trained

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import functools
+import gc
 import math
+import weakref
 
 import dask.array
 import numpy as np
@@ -211,3 +213,32 @@ def test_many_sizes_of_windows_bring_no_warnings(monkeypatch: pytest.MonkeyPatch
         (made,) = predict(given).values()
         np.testing.assert_array_equal(made, np.ones((1, size, size, 6)))
     assert not said
+
+
+def test_graphs_of_known_sizes_do_not_pile_up() -> None:
+    """As where scenes of many sizes are evaluated: the oldest go, those in use stay."""
+    model, traced = models.build("bilinear"), collections.Counter[int]()
+    graphs = []
+
+    def call(inputs: dict[str, tf.Tensor], training: bool) -> dict[str, tf.Tensor]:
+        traced[inputs["gsd10"].shape[1]] += 1
+        graphs.append(weakref.ref(inputs["gsd10"].graph))
+        return model(inputs, training=training)
+
+    predict = tiling.compile_prediction(call, sizes_known=True)
+
+    def at(size: int) -> None:
+        given = {"gsd10": np.zeros((1, size, size, 4), "f4")}
+        given["gsd20"] = np.zeros((1, size // 2, size // 2, 6), "f4")
+        (made,) = predict(given).values()
+        assert made.shape == (1, size, size, 6)
+
+    sizes = range(4, 4 + 2 * (tiling.GRAPHS + 4), 2)
+    for size in sizes:
+        at(4)
+        at(size)
+    assert set(traced.values()) == {1}
+    gc.collect()
+    assert sum(graph() is not None for graph in graphs) == tiling.GRAPHS
+    at(sizes[1])
+    assert (traced[sizes[1]], traced[4]) == (2, 1)
