@@ -38,7 +38,7 @@ WORKERS_OPTION := $(if $(filter single,$(STRATEGY)),,--workers $(WORKERS))
 help:
 	@echo "make setup       $(VENV) from constraints.txt, with Horovod"
 	@echo "make demo        train on $(WORKERS) ranks ($(STRATEGY)), evaluate, predict, report, into $(DEMO_DIR)/"
-	@echo "make test        the tests, without those marked slow, gpu, cluster or docs"
+	@echo "make test        the tests, without those marked slow, gpu, cluster, docs or backends"
 	@echo "make test-slow   the tests marked slow"
 	@echo "make test-cluster  the tests marked cluster: a Slurm and two hosts of their own (as root)"
 	@echo "make test-docs   the documentation's commands, as they stand"
@@ -127,10 +127,10 @@ demo: setup
 	@echo "the page: file://$(abspath $(DEMO_DIR))/report.html"
 
 test: setup
-	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not cluster and not docs" $(PYTEST_OPTIONS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not cluster and not docs and not backends" $(PYTEST_OPTIONS)
 
 test-slow: setup
-	$(PY) -m pytest -m "slow and not gpu and not cluster" $(PYTEST_OPTIONS)
+	$(PY) -m pytest -m "slow and not gpu and not cluster and not backends" $(PYTEST_OPTIONS)
 
 test-cluster: setup
 	$(PY) -m pytest -m cluster $(PYTEST_OPTIONS) tests/cluster
