@@ -44,6 +44,8 @@ OURS = {
 }
 PEERS = {"torch-gloo": "torch", "mpi4py": "mpi4py"}  # path -> module
 PATHS = (*OURS, "parameter-server", *PEERS, BOUND, "memory-copy")
+# Measured where --path names it: four more processes of TensorFlow.
+ON_REQUEST = ("parameter-server",)
 # Measured over base, turn by turn.
 RATIOS = (
     ("horovod-gloo", "torch-gloo"),
@@ -134,7 +136,7 @@ def find_paths(peers_python: str) -> list[str]:
             missing.setdefault(path, f"{module} is not installed (--peers-python)")
     for path, why in missing.items():
         click.echo(f"left out: {path}: {why}", err=True)
-    return [path for path in PATHS if path not in missing]
+    return [path for path in PATHS if path not in missing and path not in ON_REQUEST]
 
 
 def _ask_horovod() -> dict[str, bool]:
