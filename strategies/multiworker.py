@@ -26,8 +26,6 @@ from strategies.cluster import Cluster
 
 # TensorFlow's server then takes a port (SO_REUSEPORT) that this user holds until it is there.
 SHARED_PORT = "TF_GRPC_REUSE_PORT"
-# Connections from each worker to each other one.
-CHANNELS = 4
 
 
 class MultiWorkerStrategy:
@@ -52,7 +50,7 @@ class MultiWorkerStrategy:
 
         has_gpu = gpus.pin(cluster.local_rank)
         collectives = chosen.collectives or ("NCCL" if has_gpu else "RING")
-        with _patience(chosen.library_seconds), _whole_messages():
+        with _patience(chosen.library_seconds):
             self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
                 communication_options=tf.distribute.experimental.CommunicationOptions(
                     implementation=tf.distribute.experimental.CommunicationImplementation[
@@ -133,30 +131,6 @@ def _patience(seconds: float) -> Iterator[None]:
         yield
     finally:
         del service.configure_coordination_service
-
-
-@contextlib.contextmanager
-def _whole_messages() -> Iterator[None]:
-    """Have workers that are made inside the `with` block send each part of a ring in one piece.
-
-    By default TensorFlow cuts it into strings of 4096 bytes, and sends them by one connection.
-    """
-    from tensorflow.python.eager import context
-
-    service = context.context()
-    enable = service.enable_collective_ops
-
-    def enable_whole(server: Any) -> None:
-        options = server.default_session_config
-        options.experimental.recv_buf_max_chunk = -1
-        options.rpc_options.num_channels_per_target = CHANNELS
-        enable(server)
-
-    service.enable_collective_ops = enable_whole
-    try:
-        yield
-    finally:
-        del service.enable_collective_ops
 
 
 @contextlib.contextmanager

@@ -138,22 +138,18 @@ def test_without_our_replacement_keras_sums_a_second_time(tmp_path):
             np.testing.assert_array_equal(weights["started"], np.full((2, 1), -(1 + 2)))
 
 
-def test_multiworkers_patience_and_messages_reach_tensorflow():
-    """strategies/multiworker.py sets them by functions that are not public."""
+def test_multiworkers_patience_reaches_tensorflow():
+    """strategies/multiworker.py sets it by a function that is not public."""
     code = """
         import os, strategies
         os.environ["KERASS2_STALL_SECONDS"] = "77.5"
         strategies.get("multiworker")
         from tensorflow.python.eager import context
         print(context.context()._coordination_service_config.heartbeat_timeout_in_ms)
-        options = context.context()._collective_ops_server_def.default_session_config
-        chunk = options.experimental.recv_buf_max_chunk
-        print("messages", chunk, options.rpc_options.num_channels_per_target)
     """
     result = run_ranks("multiworker", "-c", textwrap.dedent(code))
     assert result.returncode == 0, result.stderr[-2000:]
     assert "77500" in result.stdout.splitlines()
-    assert "messages -1 4" in result.stdout.splitlines()
 
 
 def test_the_private_hook_of_keras_optimizers_is_there():
