@@ -65,7 +65,7 @@ def test_the_console_script(tmp_path):
 @pytest.mark.parametrize("strategy", ["horovod", "multiworker"])
 def test_the_batch_file(tmp_path, strategy):
     """Without a cluster: its syntax, and what it would have srun start, read by fit itself."""
-    (words,) = re.findall(r"`sbatch .*?(slurm/fit_horovod\.sbatch .+?)`", README)
+    (words,) = set(re.findall(r"`sbatch .*?(slurm/fit_horovod\.sbatch .+?)`", README))
     assert "`slurm/fit_multiworker.sbatch`" in README
     script, *arguments = words.replace("horovod", strategy).split()
     assert run(f"bash -n {ROOT / script}", tmp_path).returncode == 0
