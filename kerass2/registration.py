@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.abc
-import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from typing import Any
@@ -63,18 +62,24 @@ def register() -> None:
 
 
 class _Waiting(importlib.abc.MetaPathFinder):
-    """Sees Keras being imported, once."""
+    """Sees Keras being imported, once.
+
+    Looking for Keras is not importing it: TensorFlow looks first.
+    """
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if fullname != "keras":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        others = [finder for finder in sys.meta_path if finder is not self]
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((each for each in found if each is not None), None)
         if spec is None or spec.loader is None:
             return spec
         run = spec.loader.exec_module
 
         def run_and_register(module: Any) -> None:
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
             run(module)
             register()
 

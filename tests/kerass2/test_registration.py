@@ -55,6 +55,20 @@ def test_keras_opens_our_files_after_import_kerass2(first: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_somebody_may_look_whether_there_is_keras() -> None:
+    """TensorFlow does: the stand-ins still come with the import."""
+    script = (
+        "import importlib.util, kerass2; importlib.util.find_spec('keras'); "
+        "import keras; from kerass2 import registration; "
+        "assert isinstance(keras.saving.get_registered_object('kerass2>Upsample'), "
+        "registration.StandIn)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_our_own_modules_may_import_keras_first() -> None:
     """The stand-ins come while a module that holds some of the classes is being imported."""
     script = (
