@@ -56,8 +56,8 @@ def _commands() -> str:
     for name in cli.COMMANDS:
         parts += [
             "```{eval-rst}",
-            f".. click:: kerass2.{name}:main",
-            f"   :prog: python -m kerass2.{name}",
+            f".. click:: kerass2.{cli.MODULES.get(name, name)}:main",
+            f"   :prog: kerass2 {name}",
             "   :nested: full",
             "```\n",
         ]
