@@ -35,8 +35,8 @@ KILL_WAIT, POLL_SECONDS = 20, 0.2
 # Without a sign of life for so long, a node counts as down.
 NODE_SECONDS = 15
 # So long Slurm keeps a job that is back in the queue from starting again, two minutes unless told.
-# The end of its old batch script must be known by then, and nothing on its way that ends it, KILL_WAIT
-# and more after a node is gone: it would be taken for the new one's. 20 were too few.
+# The end of its old batch script must be known by then, and nothing on its way that ends it,
+# KILL_WAIT and more after a node is gone: it would be taken for the new one's. 20 were too few.
 AGAIN_SECONDS = 60
 ENDED = ("FAILED", "TIMEOUT", "CANCELLED", "COMPLETED", "NODE_FAIL")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h

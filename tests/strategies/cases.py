@@ -104,7 +104,7 @@ def build_optimizer(
     if name == "lars":
         return LARS(1.0, trust=0.02, global_clipnorm=clip)
     if name == "lamb":
-        # At 1e-2 its steps are so large that rounding grows to 1.6e-5 in a weight of the Wide ResNet.
+        # At 1e-2 its steps are so large that rounding grows to 1.6e-5 in the Wide ResNet.
         return LAMB(3e-3, global_clipnorm=clip)
     make = keras.optimizers.SGD if reference else SGD
     return make(1e-2, momentum=0.9, nesterov=True, global_clipnorm=clip)
