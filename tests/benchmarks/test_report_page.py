@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-import shutil
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,21 +12,6 @@ import pytest
 from benchmarks import report, systems
 from tests.benchmarks import made_records
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-)
 # Texts of plots that stick out of their card, or out of the window: cut for the reader.
 CUT = """
 const cut = [];
@@ -48,24 +31,6 @@ DRAWN = """
 const marks = '.scatterlayer path.js-line, .scatterlayer path.point, .barlayer path';
 return [...document.querySelectorAll('.plot')].map(plot => plot.querySelectorAll(marks).length);
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Headless Chromium with a profile of its own, which writes down what it asks the network."""
-    if not CHROMIUM or not DRIVER:
-        pytest.skip(
-            "no Chromium with chromedriver (Debian: apt-get install chromium chromium-driver)"
-        )
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
