@@ -223,7 +223,8 @@ def _open_client(processes: int, scheduler: str | None) -> Iterator[Any]:
                 threads_per_worker=1,
                 processes=True,
                 memory_limit=0,
-                dashboard_address=None,
+                # Any free port: None is 8787, and a second conversion on this machine would warn.
+                dashboard_address="127.0.0.1:0",
                 host="127.0.0.1",
                 silence_logs=logging.ERROR,
             )

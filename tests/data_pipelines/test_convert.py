@@ -158,7 +158,7 @@ def test_workers_of_a_given_scheduler(
 ) -> None:
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=3, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+        n_workers=3, threads_per_worker=1, dashboard_address="127.0.0.1:0", host="127.0.0.1"
     ) as cluster:
         address = cluster.scheduler_address
         convert.convert(scenes, tmp_path / "out", "superres_20m", scheduler=address)
@@ -189,7 +189,7 @@ def test_a_scheduler_without_workers(
     distributed = pytest.importorskip("distributed")
     monkeypatch.setattr(workers, "JOINING", 0.5)
     with (
-        distributed.LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as cluster,
+        distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", host="127.0.0.1") as cluster,
         pytest.raises(DataError, match=r"the scheduler has no workers; none came in 0\.5 s"),
     ):
         convert.convert(
@@ -245,7 +245,7 @@ def test_workers_have_stopped_when_an_interruption_is_told(
 
     monkeypatch.setattr(distributed, "wait", interrupt)
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", host="127.0.0.1"
     ) as cluster:
         with pytest.raises(KeyboardInterrupt):
             convert.convert(

@@ -143,9 +143,10 @@ def test_multiworkers_patience_reaches_tensorflow():
     code = """
         import os, strategies
         os.environ["KERASS2_STALL_SECONDS"] = "77.5"
-        strategies.get("multiworker")
+        strategy = strategies.get("multiworker")
         from tensorflow.python.eager import context
         print(context.context()._coordination_service_config.heartbeat_timeout_in_ms)
+        strategies.leave(strategy)
     """
     result = run_ranks("multiworker", "-c", textwrap.dedent(code))
     assert result.returncode == 0, result.stderr[-2000:]
