@@ -43,6 +43,7 @@ def main(case: dict[str, Any]) -> None:
 def _make(strategy: Strategy, case: dict[str, Any], precision: str) -> tuple[Any, Any, Any]:
     """Model, optimizer and one batch in memory."""
     from kerass2 import models, optimizers
+    from kerass2.models import labels
     from kerass2.precision import POLICIES
 
     experiment = config.from_json(case["experiment"])
@@ -58,6 +59,7 @@ def _make(strategy: Strategy, case: dict[str, Any], precision: str) -> tuple[Any
             steps_per_epoch=1000,
         )
         optimizer.build(model.trainable_variables)
+    labels.seed_dropout(model, seed=0, rank=strategy.rank, step=lambda: optimizer.iterations.value)
     strategy.start(model, optimizer)
     return model, optimizer, draw(models.describe(model), case, strategy.rank)
 
