@@ -23,9 +23,9 @@ SLACK, SLACK_THIN = 20, 1
 THIN = 16
 # Layers that look at no other pixel than the one they give.
 POINTWISE = frozenset(
-    {"ScaleReflectance", "ResidualSum", "Add", "Subtract", "Multiply", "Concatenate", "LastOf"}
+    {"ScaleReflectance", "ResidualSum", "OnePassSum", "Add", "Subtract", "Multiply", "LastOf"}
     | {"Activation", "ReLU", "LeakyReLU", "PReLU", "Identity", "Dropout", "SpatialDropout2D"}
-    | {"BatchNormalization", "SyncBatchNormalization", "FusedBatchNormalization"}
+    | {"BatchNormalization", "SyncBatchNormalization", "FusedBatchNormalization", "Concatenate"}
 )
 # Layers that look at a whole block, or at the whole window where they have none.
 IN_BLOCKS = frozenset({"MeanShift", "SelfAttention", "Blended"})
@@ -167,6 +167,9 @@ class _Builder:
         self._kept.append(out)
         if flop := _flop(layer, tensors[0].shape[-1]):
             self.work.append((flop, margin))
+            # Moved lattices have half a block less on each side.
+            moved = getattr(layer, "lattices", ())[1:]
+            self.work += [(flop, margin - layer.block // 2) for _ in moved]
         return out
 
     def _margin(self, tensor: Any) -> int:
@@ -192,8 +195,8 @@ def _flop(layer: Any, channels: int) -> float:
     """Of a convolution or attention for each pixel; other layers take next to none."""
     if hasattr(layer, "kernel_size"):
         return 2.0 * float(math.prod(layer.kernel_size)) * channels * int(layer.filters)
-    if type(layer).__name__ == "Blended":
-        return len(layer.lattices) * _flop(layer.inner, channels)
+    if type(layer).__name__ == "Blended":  # for one of its lattices
+        return _flop(layer.inner, channels)
     if type(layer).__name__ == "SelfAttention":
         keys, pixels = int(layer.key_filters), int(layer.block) ** 2
         return 2.0 * (channels * (2 * keys + channels) + pixels * (keys + channels))

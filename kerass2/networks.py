@@ -102,7 +102,7 @@ def build_network(
         DataError: an unknown procedure, or a window that the model cannot work in.
     """
     from kerass2 import inputs, models
-    from kerass2.models import blending
+    from kerass2.models import blending, fused
 
     if procedure not in PROCEDURES:
         raise DataError(f"procedure {procedure!r}; there are {', '.join(PROCEDURES)}")
@@ -117,7 +117,7 @@ def build_network(
         place = _dsen2_pieces(size, border, math.lcm(*ratios.values()))
         network, step = model, size - 2 * border
     elif cropping.has_lattice(model):
-        cropped = cropping.crop(blending.blend(model), ratios)
+        cropped = cropping.crop(fused.fuse(blending.blend(model)), ratios)
         network, step, flops = cropped.model, cropped.step, cropped.flops
         inside = sum(flop for flop, _ in cropped.work)
         place, sizes_known = _exact_pieces(cropped.halo, step), True

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kerass2 import cropping, models
-from kerass2.models import blending, cost
+from kerass2.models import blending, cost, fused
 from kerass2.models.layers import MeanShift, SelfAttention
 from tests.kerass2.window_cases import RATIOS, untrained
 
@@ -101,3 +101,23 @@ def test_the_second_lattice_is_counted() -> None:
     inside = [sum(flop for flop, _ in cropped.work) for cropped in (before, after)]
     assert inside[0] == once.convolutions + once.attention(32)
     assert inside[1] == twice.convolutions + twice.attention(32)
+    # Executed: around a window of 512 px its own lattice has 18 x 18 blocks, the moved 17 x 17.
+    more = after.flops(512, 512) - before.flops(512, 512)
+    assert more == (17 * 32) ** 2 * once.attention(32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_residual_sums_in_one_pass_give_the_same(
+    monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setattr(fused, "LEAST_SIZE", 0)
+    model = untrained("dsen2", filters=8, blocks=2, dtype=dtype)
+    found = fused.fuse(model)
+    kinds = [type(layer).__name__ for layer in found.layers]
+    assert kinds.count("OnePassSum") == 2 and "ResidualSum" not in kinds
+    assert {id(w) for w in found.weights} == {id(w) for w in model.weights}
+    rng = np.random.default_rng(0)
+    sizes = {"gsd10": (2, 24, 24, 4), "gsd20": (2, 12, 12, 6)}
+    given = {name: rng.random(size, "f4") for name, size in sizes.items()}
+    pairs = (np.asarray(m(given)["superres_20m"]) for m in (found, model))
+    np.testing.assert_allclose(*pairs, atol=2e-6 if dtype == "float32" else 1e-3)
