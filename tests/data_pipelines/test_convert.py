@@ -189,7 +189,9 @@ def test_a_scheduler_without_workers(
     distributed = pytest.importorskip("distributed")
     monkeypatch.setattr(workers, "JOINING", 0.5)
     with (
-        distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", host="127.0.0.1") as cluster,
+        distributed.LocalCluster(
+            n_workers=0, dashboard_address="127.0.0.1:0", host="127.0.0.1"
+        ) as cluster,
         pytest.raises(DataError, match=r"the scheduler has no workers; none came in 0\.5 s"),
     ):
         convert.convert(
