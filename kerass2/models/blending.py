@@ -7,12 +7,14 @@ elsewhere. On a patch no larger than a block, as in training, there is one block
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
+from kerass2.models import fused
 from kerass2.models.layers import MeanShift, SelfAttention
 
 # Lattices by how they are moved along y and x [half blocks]. Two do, but where a border of one
@@ -52,22 +54,29 @@ class Blended(keras.layers.Layer):
         shares = blending_weights(height, width, self.block, self.lattices)
         own = self.inner(inputs)
         total = own
-        # own + share * (other - own): so the sum of the shares is 1 to the last digit.
-        for moved, share in zip(self.lattices[1:], shares[1:], strict=True):
-            part = self._on_moved(inputs, moved)
-            total = total + ops.cast(share, inputs.dtype) * (part - own)
-        return total
-
-    def _on_moved(self, inputs: Any, moved: tuple[int, int]) -> Any:
-        """The inner layer on the whole blocks of a moved lattice, 0 where it has none."""
         half, rest = self.block // 2, self.block - self.block // 2
-        rows, columns = (slice(half, -rest) if m else slice(None) for m in moved)
-        margins = ((half, rest) if m else (0, 0) for m in moved)
-        return ops.pad(self.inner(inputs[:, rows, columns]), ((0, 0), *margins, (0, 0)))
+        for moved, share in zip(self.lattices[1:], shares[1:], strict=True):
+            rows, columns = (slice(half, -rest) if m else slice(None) for m in moved)
+            part = self.inner(inputs[:, rows, columns])
+            margins = tuple((half, rest) if m else (0, 0) for m in moved)
+            total = fused.one_pass(_adding(margins), total, share, part, own)
+        return total
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         """Shape and type of the input."""
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
+
+
+@functools.cache
+def _adding(margins: tuple[tuple[int, int], ...]) -> Callable[..., Any]:
+    """Adds a moved lattice's part, which has no blocks in `margins`, to those before it."""
+
+    def add(total: Any, share: Any, part: Any, own: Any) -> Any:
+        # total + share * (part - own): so the sum of the shares is 1 to the last digit.
+        part = ops.pad(part, ((0, 0), *margins, (0, 0)))
+        return total + ops.cast(share, total.dtype) * (part - own)
+
+    return add
 
 
 def blending_weights(
