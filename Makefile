@@ -13,6 +13,10 @@ PYTEST_OPTIONS ?=
 # Processes that test side by side, a file each.
 JOBS ?= 2
 VENV ?= .venv
+# Two more, for tests alone: JAX and PyTorch beside the locked TensorFlow; and the newest of everything, which Horovod
+# and tensorflow-io do not go with.
+BACKENDS ?= .venv-backends
+NEWEST ?= .venv-newest
 # cpu or gpu, with what else setup.cfg offers.
 EXTRAS ?= cpu,io,dev,docs
 # A Python 3.11; empty: looked for.
@@ -25,12 +29,15 @@ KERASS2_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kerass2
 .SHELLFLAGS := -ec
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-cluster test-docs docs lint types bench bench-pipeline bench-short \
-	bench-step clean clean-all
+.PHONY: help setup demo test test-slow test-backends test-newest test-cluster test-docs docs lint types bench \
+	bench-pipeline bench-short bench-step clean clean-all
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 LOCKED := $(PIP) install -c constraints.txt
+# Of an environment of another name.
+install = $(1)/bin/python -m pip --disable-pip-version-check -qq install
+editable = --no-build-isolation --config-settings editable_mode=compat -e
 PYTHONS := $(or $(PYTHON),python3.11 python3 python /usr/bin/python3.11 /usr/local/bin/python3.11)
 DATA_OPTION := $(if $(DATA),--data $(DATA))
 WORKERS_OPTION := $(if $(filter single,$(STRATEGY)),,--workers $(WORKERS))
@@ -40,13 +47,15 @@ help:
 	@echo "make demo        train on $(WORKERS) ranks ($(STRATEGY)), evaluate, predict, report, into $(DEMO_DIR)/"
 	@echo "make test        the tests, without those marked slow, gpu, cluster, docs or backends"
 	@echo "make test-slow   the tests marked slow"
+	@echo "make test-backends  the tests marked backends, in $(BACKENDS): JAX, PyTorch, ONNX"
+	@echo "make test-newest the tests of what uses Keras, in $(NEWEST): the newest of all, without Horovod"
 	@echo "make test-cluster  the tests marked cluster: a Slurm and two hosts of their own (as root)"
 	@echo "make test-docs   the documentation's commands, as they stand"
 	@echo "make docs        the documentation site, into docs/_build/html"
 	@echo "make lint types  ruff; mypy"
 	@echo "make bench       every benchmark; make bench-step, make bench-pipeline one alone"
 	@echo "make bench-short ratios of minutes against those that are kept; fails where one has fallen"
-	@echo "make clean       remove what builds and tools left; clean-all $(VENV) and $(DEMO_DIR)/ too"
+	@echo "make clean       remove what builds, tools and tests left; clean-all $(VENV) and $(DEMO_DIR)/ too"
 
 # --- environment ------------------------------------------------------------------------------------------
 # Three stamps: the empty environment, the packages, Horovod. Each is made again only when what it is made
@@ -73,7 +82,7 @@ need_compiler = command -v $(CXX) >/dev/null 2>&1 && command -v $(CC) >/dev/null
 
 setup: $(CREATED) $(PACKAGES) $(BUILT)
 
-$(CREATED):
+$(CREATED) $(BACKENDS)/.created $(NEWEST)/.created:
 	@python=; for p in $(PYTHONS); do \
 		if "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1; then \
 			python=$$p; \
@@ -85,16 +94,31 @@ $(CREATED):
 	fi; \
 	"$$python" -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "error: $$python lacks the venv module; on Debian: apt-get install python3.11-venv" >&2; exit 1; }; \
-	$(have_wheel) || { $(need_compiler); }; \
-	echo "making $(VENV) with $$python"; \
-	rm -rf "$(VENV)"; \
-	"$$python" -m venv "$(VENV)"
+	[ "$@" != "$(CREATED)" ] || $(have_wheel) || { $(need_compiler); }; \
+	echo "making $(@D) with $$python"; \
+	rm -rf "$(@D)"; \
+	"$$python" -m venv "$(@D)"
 	@touch $@
 
 $(PACKAGES): constraints.txt setup.cfg $(CREATED)
 	@echo "installing the packages of constraints.txt (about 1 min, 2.3 GB on disk)"
 	@$(LOCKED) setuptools wheel packaging cmake
-	@$(LOCKED) --no-build-isolation --config-settings editable_mode=compat -e '.[$(EXTRAS)]'
+	@$(LOCKED) $(editable) '.[$(EXTRAS)]'
+	@touch $@
+
+# PyTorch wants a newer setuptools than Horovod's build does.
+$(BACKENDS)/.packages: constraints.txt setup.cfg $(BACKENDS)/.created
+	@echo "installing TensorFlow, JAX, PyTorch and ONNX of constraints.txt into $(@D) (about 2 min, 3 GB on disk)"
+	@sed 's/^setuptools==.*/setuptools==84.2.1/' constraints.txt >$(@D)/constraints.txt
+	@$(call install,$(@D)) -c $(@D)/constraints.txt setuptools wheel
+	@$(call install,$(@D)) -c $(@D)/constraints.txt $(editable) '.[cpu,dev,export,jax,torch]'
+	@touch $@
+
+# The extras cpu and export hold TensorFlow and ONNX back to what Horovod builds with: named without them here.
+$(NEWEST)/.packages: constraints-newest.txt setup.cfg $(NEWEST)/.created
+	@echo "installing the packages of constraints-newest.txt into $(@D) (about 2 min, 4 GB on disk)"
+	@$(call install,$(@D)) -c constraints-newest.txt setuptools wheel
+	@$(call install,$(@D)) -c constraints-newest.txt tensorflow-cpu tf2onnx onnx onnxruntime $(editable) '.[dev,jax,torch]'
 	@touch $@
 
 $(BUILT): | $(PACKAGES)
@@ -132,6 +156,22 @@ test: setup
 test-slow: setup
 	$(PY) -m pytest -m "slow and not gpu and not cluster and not backends" $(PYTEST_OPTIONS)
 
+test-backends: $(BACKENDS)/.packages
+	$(BACKENDS)/bin/python -m pytest -m backends $(PYTEST_OPTIONS)
+
+# What touches Keras, its backends or tf.data; the rest does not change with them. NumPy 2 warns of Keras 3.15's own
+# __array__ when a model is saved: no warning of ours.
+NEWEST_TESTS := $(foreach name,attention averaging backends blocks checkpoint config_command cropping evaluate export \
+	fit_init label_losses layerwise losses metrics models networks normalization optimizers precision predict \
+	registration resampling resnet schedules shipped step tiling train validation weights wide_resnet, \
+	tests/kerass2/test_$(name).py) $(foreach name,batching cube_source tfrecord transforms, \
+	tests/data_pipelines/test_$(name).py)
+
+test-newest: $(NEWEST)/.packages
+	$(NEWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+		-m "not slow and not gpu and not horovod and not mpi" -W "ignore:__array__ implementation:DeprecationWarning" \
+		$(PYTEST_OPTIONS) $(NEWEST_TESTS)
+
 test-cluster: setup
 	$(PY) -m pytest -m cluster $(PYTEST_OPTIONS) tests/cluster
 
@@ -162,7 +202,7 @@ bench-step: setup
 	$(PY) -m benchmarks step
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(BACKENDS) $(NEWEST)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 clean-all: clean

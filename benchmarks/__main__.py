@@ -15,6 +15,7 @@ from kerass2 import cli
 COMMANDS = {
     "all": "Every measurement of a system, into its folder.",
     "allreduce": "Sums over ranks by every path, against peers and the bound of a ring.",
+    "backends": "A training step on TensorFlow, JAX and PyTorch.",
     "classification": "A small ResNet on a made-up BigEarthNet: bands and remedies; a table.",
     "faults": "What checkpoints and comparisons of weights cost.",
     "harness": "What measuring costs.",

@@ -15,7 +15,7 @@ from benchmarks import record
 
 # In this order; `--short` shrinks those that have it, and the others are left to a longer time.
 SHORT = ("allreduce", "scaling", "shares", "harness", "predict", "quality")
-LONG = ("step", "startup", "pipeline", "superres", "faults")
+LONG = ("step", "backends", "startup", "pipeline", "superres", "faults")
 LONG += ("learning_rate", "large_batch", "classification", "networks")
 
 

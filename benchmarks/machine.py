@@ -15,7 +15,7 @@ import subprocess
 from typing import Any
 
 PACKAGES = ("kerass2", "keras", "tensorflow-cpu", "tensorflow", "horovod", "numpy")
-PACKAGES += ("torch", "mpi4py")
+PACKAGES += ("torch", "jax", "mpi4py")
 ROOT = pathlib.Path(__file__).parents[1]
 # Records that are being written are no change of what is measured.
 RESULTS = "benchmarks/results"

@@ -165,7 +165,7 @@ def pack(file: pathlib.Path, card: Mapping[str, Any], output: pathlib.Path) -> p
     return path
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=cli.Command)
 @click.argument("model", metavar="MODEL_OR_WORKDIR", type=click.Path(path_type=pathlib.Path))
 @click.option(
     "-o",

@@ -14,11 +14,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import click
 import numpy as np
 
 from data_pipelines.files import replacing
 from data_pipelines.spec import DataError
+from kerass2 import messages
 
 VERSION = 1
 
@@ -57,11 +57,10 @@ class Writer:
             writing.result()
             self._saved = step
         except OSError as error:
-            click.echo(
-                f"warning: the checkpoint of {step} steps could not be written "
+            messages.warn(
+                f"the checkpoint of {step} steps could not be written "
                 f"({error.strerror or error}): {self._folder}; earlier ones stay, and training "
-                "goes on",
-                err=True,
+                "goes on"
             )
         return self._saved
 

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 import click
 
+from kerass2 import messages
+
 # Subcommand -> one line of help. Its module is imported when it is called, so that --help answers
 # at once.
 COMMANDS = {
@@ -34,7 +36,52 @@ GRACE = 1.0
 MODULES = {"config": "config_command"}
 
 
-class _Commands(click.Group):
+HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+
+
+class Command(click.Command):
+    """A command with the options that all have."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """As click.Command."""
+        super().__init__(*arguments, **{"context_settings": HELP, **options})
+        level = click.Option(
+            ["--log-level"],
+            type=click.Choice(messages.LEVELS),
+            default=messages.DEFAULT,
+            show_default=True,
+            envvar=messages.VARIABLE,
+            expose_value=False,
+            is_eager=True,
+            callback=_set_level,
+            help="How much is said besides the results.",
+        )
+        self.params.append(level)
+
+
+class Group(click.Group):
+    """Subcommands that have them."""
+
+    command_class = Command
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """As click.Group."""
+        super().__init__(*arguments, **{"context_settings": HELP, **options})
+
+
+def _set_level(context: click.Context, _: click.Parameter, level: str) -> None:
+    os.environ[messages.VARIABLE] = level
+    # TensorFlow's own levels, read at its import: everything; nothing but what ends the process.
+    own = {"debug": "0", "error": "3"}
+    if level in own:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = own[level]
+    if level == "debug":
+        import logging
+
+        logging.basicConfig(level=logging.DEBUG)
+
+
+class _Commands(Group):
     """Loads a subcommand's module when it is named."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -52,7 +99,7 @@ class _Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands)
 @click.version_option(package_name="kerass2")
 def group() -> None:
     """Sharpen and label Sentinel-2 images with Keras 3, on one core or on a cluster."""
@@ -94,7 +141,7 @@ def _build_show_warning() -> Any:
         text = str(message)
         if text not in shown:
             shown.add(text)
-            print(f"warning: {text}", file=sys.stderr, flush=True)
+            messages.warn(text)
 
     return show
 
@@ -112,6 +159,8 @@ def _explain(error: Exception) -> int:
     if isinstance(cause, DataError):
         error = cause
     if isinstance(error, (ConfigError, DataError, StrategyError, TrainingError)):
+        if messages.shows("debug"):
+            traceback.print_exception(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigError) else 1
     traceback.print_exc()

@@ -18,7 +18,6 @@ _SETTINGS = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="E.g. run.global_batch=64."
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
-_HELP = {"help_option_names": ["-h", "--help"]}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -83,12 +82,12 @@ def validate(experiment: config.Experiment) -> str:
     return f"{ready.model.name}, {model.count_params():,} parameters, {told['task']}"
 
 
-@click.group(context_settings=_HELP)
+@click.group(cls=cli.Group)
 def main() -> None:
     """Show, compare and check experiments: names, FILE.py:NAME, work folders, experiment.json."""
 
 
-@main.command("list", context_settings=_HELP)
+@main.command("list")
 @_JSON
 def list_names(as_json: bool) -> None:
     """Experiments that come with kerass2."""
@@ -108,7 +107,7 @@ def list_names(as_json: bool) -> None:
         click.echo(f"{name:<{width}}  {text}")
 
 
-@main.command(context_settings=_HELP)
+@main.command
 @click.argument("experiment")
 @_SETTINGS
 @_JSON
@@ -122,7 +121,7 @@ def show(experiment: str, settings: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"{key} = {json.dumps(value)}")
 
 
-@main.command(context_settings=_HELP)
+@main.command
 @click.argument("one")
 @click.argument("other")
 @_JSON
@@ -138,7 +137,7 @@ def diff(one: str, other: str, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@main.command("validate", context_settings=_HELP)
+@main.command("validate")
 @click.argument("experiments", metavar="EXPERIMENT...", nargs=-1, required=True)
 @_SETTINGS
 def validate_all(experiments: tuple[str, ...], settings: tuple[str, ...]) -> None:

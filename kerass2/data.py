@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kerass2 import cli
+from kerass2 import cli, messages
 
 if TYPE_CHECKING:
     from data_pipelines.manifest import Manifest, Shard
@@ -29,12 +29,11 @@ PIECE = 64
 # Entries of a long list in the provenance that `info` shows.
 SHOWN = 4
 
-_HELP: dict[str, Any] = {"context_settings": {"help_option_names": ["-h", "--help"]}}
 _PATH = click.Path(path_type=pathlib.Path)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 
-@click.group(**_HELP)
+@click.group(cls=cli.Group)
 def main() -> None:
     """Look at data sets of kerass2.prepare, check them, copy them to another format."""
 
@@ -42,7 +41,7 @@ def main() -> None:
 # --- info ----------------------------------------------------------------------------------------
 
 
-@main.command(**_HELP)
+@main.command
 @click.argument("folder", metavar="DIR", type=_PATH)
 @_JSON
 def info(folder: pathlib.Path, as_json: bool) -> None:
@@ -149,7 +148,7 @@ def size_text(num_bytes: float) -> str:
 # --- verify and convert --------------------------------------------------------------------------
 
 
-@main.command(**_HELP)
+@main.command
 @click.argument("folder", metavar="DIR", type=_PATH)
 @_JSON
 def verify(folder: pathlib.Path, as_json: bool) -> None:
@@ -171,7 +170,7 @@ def verify(folder: pathlib.Path, as_json: bool) -> None:
     )
 
 
-@main.command(**_HELP)
+@main.command
 @click.argument("source", metavar="SRC", type=_PATH)
 @click.option("-o", "--output", required=True, type=_PATH, help="Folder to make.")
 @click.option("--format", "file_format", required=True, type=click.Choice(FORMATS))
@@ -262,7 +261,7 @@ def _check_same(
                 )
 
 
-@main.command(**_HELP)
+@main.command
 @click.argument("source", metavar="SRC", type=_PATH)
 @click.option("-o", "--output", required=True, type=_PATH, help="HDF5 file to make.")
 @click.option("--split", type=click.Choice(SPLITS), default=SPLITS[0], show_default=True)
@@ -290,7 +289,9 @@ def _progress(what: str) -> Iterator[Advance]:
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        console=console, transient=True, disable=not messages.has_progress(console)
+    ) as progress:
         bar = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 
@@ -298,7 +299,7 @@ def _progress(what: str) -> Iterator[Advance]:
 # --- show ----------------------------------------------------------------------------------------
 
 
-@main.command(**_HELP)
+@main.command
 @click.argument("source", metavar="DIR", type=_PATH)
 @click.option("-o", "--output", required=True, type=_PATH, help="PNG to write.")
 @click.option("--split", type=click.Choice(SPLITS), help="Default: the first that has patches.")

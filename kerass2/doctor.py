@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -62,7 +63,7 @@ class AllReduce:
         return algorithm, algorithm * 2 * (world_size - 1) / world_size
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=cli.Command)
 @ranks.options(default="single")
 @click.option(
     "--mebibytes",
@@ -71,7 +72,8 @@ class AllReduce:
     show_default=True,
     help="Size of the largest all-reduce.",
 )
-def main(strategy: str, workers: int | None, mebibytes: int) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def main(strategy: str, workers: int | None, mebibytes: int, as_json: bool) -> None:
     """Say what is installed, where the ranks are, how fast they are together, and what is wrong.
 
     Exit code 0 if nothing is wrong, else 1.
@@ -82,12 +84,18 @@ def main(strategy: str, workers: int | None, mebibytes: int) -> None:
         try:
             ranks.start(strategy, workers)  # does not return where ranks could be started
         except StrategyError:
-            _show_machine()
+            _show(describe_machine([]))
             raise
-    problems = _show_machine() if place.rank == 0 else []
+    problems: list[str] = []
+    machine = describe_machine(problems) if place.rank == 0 else {}
+    if not as_json:
+        _show(machine)
     started = ranks.start(strategy, workers)
-    problems += _show_job(started, place, mebibytes)
-    if started.is_chief:
+    job = describe_job(started, place, mebibytes, problems)
+    if started.is_chief and as_json:
+        click.echo(json.dumps({**machine, **job, "problems": problems}, indent=2))
+    elif started.is_chief:
+        _show_job(job)
         _show_problems(problems)
     # All ranks end alike, so that no launcher takes one for the cause of another's end.
     wrong = started.sum(_number(bool(problems)))[0]
@@ -109,16 +117,21 @@ def _print(title: str, lines: Mapping[str, str]) -> None:
         click.echo(f"  {name:{width}}  {text}")
 
 
-def _show_machine() -> list[str]:
-    """Print what is here; what is wrong with it."""
-    problems: list[str] = []
+def _show(sections: Mapping[str, Mapping[str, str]]) -> None:
+    for title, lines in sections.items():
+        _print(title, lines)
+
+
+def describe_machine(problems: list[str]) -> dict[str, dict[str, str]]:
+    """What is here, by section; what is wrong with it is added to `problems`."""
     versions = {"python": platform.python_version(), "kerass2": _version("kerass2")}
-    _print("software", versions | {name: _version(name) for name in PACKAGES})
-    _print("Horovod", describe_horovod(problems))
-    _print("devices", describe_devices(problems))
-    _print("GDAL", describe_gdal(problems))
-    _print("ways between nodes", PATHS)
-    return problems
+    return {
+        "software": versions | {name: _version(name) for name in PACKAGES},
+        "Horovod": describe_horovod(problems),
+        "devices": describe_devices(problems),
+        "GDAL": describe_gdal(problems),
+        "ways between nodes": PATHS,
+    }
 
 
 def _version(name: str) -> str:
@@ -206,27 +219,37 @@ def describe_gdal(problems: list[str]) -> dict[str, str]:
     return lines
 
 
-def _show_job(strategy: Strategy, place: cluster.Cluster, mebibytes: int) -> list[str]:
-    """Print ranks and bandwidth; what is wrong with them. Every rank calls it."""
+def describe_job(
+    strategy: Strategy, place: cluster.Cluster, mebibytes: int, problems: list[str]
+) -> dict[str, Any]:
+    """Ranks, and how fast they sum; what is wrong is added to `problems`. Every rank calls it.
+
+    Returns:
+        {"strategy", "ranks": {"rank N": text}, "all-reduce": of each size what AllReduce has, with
+        "algorithm" and "bus" bandwidth [GB/s]}.
+    """
     rows = gather(strategy, _describe_rank(strategy, place))
-    if strategy.is_chief:
-        _print(f"{strategy.world_size} ranks, strategy {strategy.name}", rows)
-    problems = check_ranks(rows)
-    if strategy.world_size == 1:
-        return problems
-    measured = [measure(strategy, size) for size in sorted({1, mebibytes})]
-    lines = {}
-    for each in measured:
-        algorithm, bus = each.bandwidth(strategy.world_size)
-        lines[f"{each.mebibytes:g} MiB"] = (
-            f"{each.seconds * 1e3:.1f} ms, {algorithm:.2f} GB/s (bus {bus:.2f} GB/s), "
-            f"{'right' if each.is_right else 'WRONG'}"
-        )
-        if not each.is_right:
-            problems.append(f"the sum of {each.mebibytes:g} MiB over the ranks is wrong")
-    if strategy.is_chief:
+    problems += check_ranks(rows)
+    sizes = sorted({1, mebibytes}) if strategy.world_size > 1 else []
+    sums = []
+    for size in sizes:
+        measured = measure(strategy, size)
+        algorithm, bus = measured.bandwidth(strategy.world_size)
+        sums.append({**dataclasses.asdict(measured), "algorithm": algorithm, "bus": bus})
+        if not measured.is_right:
+            problems.append(f"the sum of {size} MiB over the ranks is wrong")
+    return {"strategy": strategy.name, "ranks": rows, "all-reduce": sums}
+
+
+def _show_job(job: Mapping[str, Any]) -> None:
+    _print(f"{len(job['ranks'])} ranks, strategy {job['strategy']}", job["ranks"])
+    lines = {
+        f"{each['mebibytes']:g} MiB": f"{each['seconds'] * 1e3:.1f} ms, {each['algorithm']:.2f} "
+        f"GB/s (bus {each['bus']:.2f} GB/s), {'right' if each['is_right'] else 'WRONG'}"
+        for each in job["all-reduce"]
+    }
+    if lines:
         _print("all-reduce", lines)
-    return problems
 
 
 def _describe_rank(strategy: Strategy, place: cluster.Cluster) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_pipelines.spec import DataError
-from kerass2 import cli, config, inputs, ranks, workdir
+from kerass2 import cli, config, inputs, messages, ranks, workdir
 from kerass2.scores import evaluate_model, evaluate_scenes, finite, predict_methods
 from strategies.base import leave
 
@@ -257,7 +257,7 @@ def run(job: Job, strategy: Strategy) -> dict[str, Any]:
 # --- the command --------------------------------------------------------------------------------
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=cli.Command)
 @click.argument(
     "model",
     metavar="[MODEL_OR_WORKDIR]",
@@ -345,7 +345,7 @@ def main(
     if here.is_chief:
         for method in job.methods:
             if warning := methods.warn_of_level(method, job.levels):
-                click.echo(warning, err=True)
+                messages.warn(warning)
     result = run(job, here)
     if not here.is_chief:
         return

@@ -19,7 +19,7 @@ import numpy as np
 
 from data_pipelines.files import replacing
 from data_pipelines.spec import DataError
-from kerass2 import backend, card_records, cli, config, inputs, report, workdir
+from kerass2 import backend, card_records, cli, config, inputs, messages, report, workdir
 
 if TYPE_CHECKING:
     import keras
@@ -212,6 +212,8 @@ def compare(
 ) -> float:
     """Largest difference of the runtime's outputs from the model's, on two random patches.
 
+    Their blocks at the edge are cut where the size is free.
+
     Raises:
         DataError: it is more than TOLERANCE, or an output is missing.
     """
@@ -219,7 +221,9 @@ def compare(
 
     random = np.random.default_rng(0)
     gsd = min(each["gsd"] for each in about["inputs"].values())
-    edge = about["size"] or 2 * (about["block"] or 60)
+    step = math.lcm(*(round(each["gsd"] / gsd) for each in about["inputs"].values()))
+    # Free in size: two blocks and a part of one, which is filled up.
+    edge = about["size"] or 2 * (about["block"] or 60) + step
     given = {
         name: random.uniform(
             0.01, 0.5, (2, *(2 * [round(edge * gsd / each["gsd"])]), len(each["bands"]))
@@ -337,7 +341,7 @@ def _version() -> str:
 # --- the command ---------------------------------------------------------------------------------
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=cli.Command)
 @click.argument("model", metavar="MODEL_OR_WORKDIR", type=click.Path(path_type=pathlib.Path))
 @click.option(
     "--format", "kind", type=click.Choice(FORMATS), required=True, help="What to write it as."
@@ -380,7 +384,7 @@ def main(
         return
     click.echo(f"wrote {output}: {about['summary']} ({about['bytes']:,} bytes)")
     if about["difference"] is None:
-        click.echo(f"warning: not run: no runtime of {kind} is installed", err=True)
+        messages.warn(f"not run: no runtime of {kind} is installed")
     else:
         click.echo(f"checked: at most {about['difference']:.1g} from the model's values")
 

@@ -167,14 +167,41 @@ def compare(model: keras.Model, source: Source, positions: NDArray[Any]) -> Comp
     )
 
 
+def strips(
+    lowres: NDArray[Any], prediction: NDArray[Any], truth: NDArray[Any], colours: Sequence[int]
+) -> NDArray[np.uint8]:
+    """Input, prediction and truth beside each other.
+
+    Args:
+        lowres: (patch, y, x, band) DN, enlarged by nearest neighbour.
+        prediction: (patch, y, x, band) DN.
+        truth: likewise; its range is that of the colours.
+        colours: bands shown as red, green and blue.
+
+    Returns:
+        (patch, y, 3 x, 3).
+    """
+    scale = truth.shape[1] // lowres.shape[1]
+    nearest = lowres.repeat(scale, axis=1).repeat(scale, axis=2)
+    whole = np.concatenate([nearest, prediction, truth], axis=2)
+    found = _stretch(whole[..., colours], truth[..., colours])
+    return (255 * found + 0.5).astype(np.uint8)
+
+
+def _stretch(pixels: NDArray[Any], truth: NDArray[Any]) -> NDArray[Any]:
+    """Pixels (.., y, x, band) DN to 0 to 1, by the range of the true ones in each band."""
+    low, high = np.percentile(truth, [2, 98], axis=(-3, -2), keepdims=True)
+    high = np.maximum(high, low + 1)  # a flat patch has no range of its own
+    found: NDArray[Any] = np.clip((pixels - low) / (high - low), 0, 1)
+    return found
+
+
 def _panels(found: Comparison, i: int, colours: Sequence[int]) -> dict[str, Any]:
     """Pictures and figures of patch i."""
     name, truth = found.patch_id[i], found.truth[i]
     bicubic, prediction = found.bicubic[i], found.prediction[i]
     scale = truth.shape[0] // found.lowres.shape[1]
     nearest = found.lowres[i].repeat(scale, axis=0).repeat(scale, axis=1)
-    low, high = np.percentile(truth[..., colours], [2, 98], axis=(0, 1))
-    high = np.maximum(high, low + 1)  # a flat patch has no range of its own
     errors = {
         "bicubic error": np.sqrt(np.mean(np.square(bicubic - truth), axis=-1)),
         "prediction error": np.sqrt(np.mean(np.square(prediction - truth), axis=-1)),
@@ -188,7 +215,7 @@ def _panels(found: Comparison, i: int, colours: Sequence[int]) -> dict[str, Any]
         "truth": (truth, "the original pixels"),
     }
     panels = [
-        _panel(key, name, note, np.clip((pixels[..., colours] - low) / (high - low), 0, 1))
+        _panel(key, name, note, _stretch(pixels[..., colours], truth[..., colours]))
         for key, (pixels, note) in images.items()
     ]
     panels += [

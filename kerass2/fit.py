@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kerass2 import backend, cli, config, interruption, ranks, session, staging
+from kerass2 import backend, cli, config, interruption, messages, profiling, ranks, session, staging
 from kerass2 import job as jobs
 from kerass2 import workdir as folder
 from kerass2.interruption import Interruption
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from strategies.base import Strategy
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=cli.Command)
 @click.argument("experiment", required=False)
 @ranks.options(default="single")
 @click.option(
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     help="Weights to start from: a .keras file of ours, DSen2's published ones (.npz, .hdf5), or "
     "for a ResNet keras.applications' (.h5).",
 )
+@profiling.option
 @click.option("--keep", type=click.IntRange(min=1), help="Checkpoints to keep; default: 2.")
 @click.option(
     "--restarts",
@@ -259,10 +260,9 @@ def _print_plan(run: Session, started_from: str) -> None:
         return
     radius = tiling.receptive_radius(run.state.model)
     if radius > apart:
-        click.echo(
-            f"warning: the model sees {radius} px around a pixel, but the splits of "
-            f"{job.data.path} are apart for {apart} px: scores may be flattered by training pixels",
-            err=True,
+        messages.warn(
+            f"the model sees {radius} px around a pixel, but the splits of "
+            f"{job.data.path} are apart for {apart} px: scores may be flattered by training pixels"
         )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from data_pipelines.spec import DataError
-from kerass2 import shipped, workdir
+from kerass2 import messages, shipped, workdir
 from kerass2.config import LABEL_TASK
 
 if TYPE_CHECKING:
@@ -77,8 +77,6 @@ def open_data(path: str | pathlib.Path, task: str, description: str = "") -> Dat
 
 def _open_product(path: pathlib.Path, task: str, description: str) -> Data:
     """Place the patches of a product; says how long that took where it took long."""
-    import click
-
     from data_pipelines import cube_source, sample
 
     begin = time.monotonic()
@@ -88,10 +86,9 @@ def _open_product(path: pathlib.Path, task: str, description: str) -> Data:
         )
     seconds = time.monotonic() - begin
     if seconds > LONG_SURVEY:
-        click.echo(
+        messages.note(
             f"looked for pixels without data in {path}: {seconds:.0f} s, which the next start "
-            "will not need; kerass2.prepare makes a data set that is read faster",
-            err=True,
+            "will not need; kerass2.prepare makes a data set that is read faster"
         )
     description = description or f"{path}, cut as it is read"
     return Data(path, description, found.digest, found.counts, found.provenance, found.source)
@@ -104,7 +101,9 @@ def _survey_bar() -> Iterator[Callable[[int, int], None]]:
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        console=console, transient=True, disable=not messages.has_progress(console)
+    ) as progress:
         bar = progress.add_task("looking for pixels without data", total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 

@@ -12,9 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
-from kerass2 import config, inputs, label_data
+from kerass2 import config, inputs, label_data, messages
 from kerass2 import workdir as folder
 
 DEFAULT_EXPERIMENT = "superres_20m_compact"
@@ -198,8 +196,7 @@ def _warn_of_length(experiment: config.Experiment, workdir: pathlib.Path) -> Non
         return
     old, new = config.read(saved).run, experiment.run
     if (old.steps, old.epochs) != (new.steps, new.epochs):
-        click.echo(
-            f"warning: the run has another length than before, and the {schedule} schedule spans "
-            "it: the learning rate jumps, and the result is not that of one run of the new length",
-            err=True,
+        messages.warn(
+            f"the run has another length than before, and the {schedule} schedule spans "
+            "it: the learning rate jumps, and the result is not that of one run of the new length"
         )

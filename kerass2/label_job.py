@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 from data_pipelines.spec import DataError
-from kerass2 import config, inputs, shipped
+from kerass2 import config, inputs, messages, shipped
 
 if TYPE_CHECKING:
     from data_pipelines.granule import Granule
@@ -224,7 +224,7 @@ def _open(job: LabelJob, source: pathlib.Path, takes: Mapping[str, Any], *, say:
         click.echo("THE INPUT IS SYNTHETIC (MADE UP, NOT MEASURED), SO IS THE OUTPUT", err=True)
     if say and granule is not None:
         for text in predict_job.warn_of_levels((job.model,), granule, source):
-            click.echo(text, err=True)
+            messages.warn(text)
     return places
 
 

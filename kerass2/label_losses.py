@@ -46,7 +46,9 @@ def build_crossentropy(
             target, logits = _prepare(target, logits, smoothing, (each, positive))
             present = -target * _log_sigmoid(logits)
             absent = -(1.0 - target) * _log_sigmoid(-logits)
-            return ops.mean(each * (positive * present + absent), axis=-1)
+            # By ops: PyTorch's tensors do not multiply with NumPy's arrays.
+            weighted = ops.multiply(each, ops.multiply(positive, present) + absent)
+            return ops.mean(weighted, axis=-1)
 
         return loss
 
@@ -74,7 +76,8 @@ def build_focal(
             # exp(gamma log(1 - p)): no power of 0, whose gradient is not finite.
             present = -target * ops.exp(gamma * _log_sigmoid(-logits)) * _log_sigmoid(logits)
             absent = -(1.0 - target) * ops.exp(gamma * _log_sigmoid(logits)) * _log_sigmoid(-logits)
-            return ops.mean(each * (alpha * present + (1.0 - alpha) * absent), axis=-1)
+            weighted = ops.multiply(each, alpha * present + (1.0 - alpha) * absent)
+            return ops.mean(weighted, axis=-1)
 
         return loss
 

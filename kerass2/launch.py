@@ -18,7 +18,7 @@ from strategies import cluster, meeting
 from strategies.base import StrategyError
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=cli.Command)
 @click.option(
     "--hosts", required=True, metavar="H1:N,H2:N", help="Hosts, and how many ranks each has."
 )

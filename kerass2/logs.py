@@ -8,11 +8,16 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from kerass2 import messages
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Seconds between progress lines where the output is no terminal, such as a batch job's log.
 QUIET_SECONDS = 30.0
@@ -25,6 +30,9 @@ class NoLog:
         """Nothing."""
 
     def event(self, done: int, **values: Any) -> None:
+        """Nothing."""
+
+    def images(self, done: int, **images: NDArray[np.uint8]) -> None:
         """Nothing."""
 
     def exclude(self, seconds: float) -> None:
@@ -75,8 +83,9 @@ class TrainingLog:
             rich.progress.TimeRemainingColumn(),
         )
         self._progress = rich.progress.Progress(
-            *columns, console=console, disable=not console.is_terminal
+            *columns, console=console, disable=not messages.has_progress(console)
         )
+        self._in_lines = messages.shows("info") and not console.is_terminal
         self._task = self._progress.add_task(
             "fit", total=num_steps, completed=first_step, loss="-", throughput="-"
         )
@@ -101,9 +110,7 @@ class TrainingLog:
             patches_per_second=round(throughput, 2),
         )
         self._progress.update(self._task, loss=f"{loss:.5f}", throughput=f"{throughput:.1f}")
-        if self._progress.disable and (
-            now - self._last_line > QUIET_SECONDS or done == self._num_steps
-        ):
+        if self._in_lines and (now - self._last_line > QUIET_SECONDS or done == self._num_steps):
             self._last_line = now
             print(
                 f"step {done}/{self._num_steps}  loss {loss:.5f}  {throughput:.1f} patches/s",
@@ -122,6 +129,12 @@ class TrainingLog:
                 if isinstance(value, (int, float)):
                     self._tf.summary.scalar(name, value)
 
+    def images(self, done: int, **images: NDArray[np.uint8]) -> None:
+        """Pictures (picture, y, x, 3) by name, for TensorBoard alone."""
+        with self._events.as_default(step=done):
+            for name, pictures in images.items():
+                self._tf.summary.image(name, pictures, max_outputs=len(pictures))
+
     def _write(self, text: str) -> None:
         """Append to the file; what a full disk does not take is written when it does."""
         try:
@@ -129,11 +142,8 @@ class TrainingLog:
             self._file.flush()
         except OSError as error:
             if not self._failed:
-                print(
-                    f"warning: {self._path} could not be written ({error.strerror}): "
-                    "training goes on",
-                    file=sys.stderr,
-                    flush=True,
+                messages.warn(
+                    f"{self._path} could not be written ({error.strerror}): training goes on"
                 )
             self._failed = True
 

@@ -196,7 +196,7 @@ def warn_of_level(method: Method, levels: Sequence[str], what: str = "these data
         for found in (method.levels, levels)
     )
     return (
-        f"warning: {method.name} ({method.file.name}) was trained on {trained}, {what} {given}: "
+        f"{method.name} ({method.file.name}) was trained on {trained}, {what} {given}: "
         "bands relate to each other otherwise there, so its result is likely worse than that of a "
         f"model trained on {' and '.join(levels)}"
     )

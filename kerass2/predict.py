@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_pipelines.spec import DataError
-from kerass2 import cli, ranks
+from kerass2 import cli, messages, ranks
 
 if TYPE_CHECKING:
     import keras
@@ -88,7 +88,7 @@ def _own_models(
     files = [shipped.find(task, level) for task in tasks]
     for file in files:
         if text := methods.warn_of_level(methods.find(file), [level] if level else []):
-            warnings.warn(text.removeprefix("warning: "), stacklevel=3)
+            warnings.warn(text, stacklevel=3)
     return [inputs.load_model(file) for file in files]
 
 
@@ -113,7 +113,7 @@ class _Numbers(click.ParamType):
         return self.name
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=cli.Command)
 @click.argument(
     "arguments",
     metavar="[MODEL_OR_WORKDIR] INPUT...",
@@ -226,7 +226,7 @@ def main(
     failed = []
     if here.is_chief:
         for message in job.messages:
-            click.echo(message, err=True)
+            messages.note(message)
     with _bar(here.is_chief) as bar:
         run = job.open()
         for number, source in enumerate(job.sources):
@@ -259,7 +259,7 @@ def _bar(shown: bool) -> Iterator[Any]:
         "{task.completed}/{task.total} windows",
     )
     with rich.progress.Progress(
-        *columns, console=console, disable=not (shown and console.is_terminal)
+        *columns, console=console, disable=not (shown and messages.has_progress(console))
     ) as bar:
 
         def begin(name: str, total: int) -> Advance:

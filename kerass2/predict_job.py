@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_pipelines.spec import DataError
-from kerass2 import shipped
+from kerass2 import messages, shipped
 
 if TYPE_CHECKING:
     from data_pipelines.granule import Granule
@@ -275,10 +275,10 @@ def _plan(job: Job, networks: list[Network], source: pathlib.Path, *, say: bool)
         click.echo("THE INPUT IS SYNTHETIC (MADE UP, NOT MEASURED), SO IS THE OUTPUT", err=True)
     place = meaning.georeference(granule)
     if say and place["crs"] is None:
-        click.echo(f"warning: {source} has no CRS, so the output will have none", err=True)
+        messages.warn(f"{source} has no CRS, so the output will have none")
     if say:
         for text in warn_of_levels(job.models, granule, source):
-            click.echo(text, err=True)
+            messages.warn(text)
     with warnings.catch_warnings(action="default" if say else "ignore"):
         roi = find_roi(granule, options, place)
     core = options["window"] if options["procedure"] == "lattice" else None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kerass2 import cli
+from kerass2 import cli, messages
 
 if TYPE_CHECKING:
     from data_pipelines.convert import Summary
@@ -24,7 +26,7 @@ ARCHIVE_OPTIONS = ("upsample", "model", "model_60m", "tiles", "classes", "lists"
 CUTTING_OPTIONS = ("patch_size", "stride", "patches_per_tile", "max_cloud", "seed")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=cli.Command)
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=pathlib.Path))
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=pathlib.Path), help="Folder to make."
@@ -130,6 +132,7 @@ CUTTING_OPTIONS = ("patch_size", "stride", "patches_per_tile", "max_cloud", "see
     "--resume", is_flag=True, help="Go on where the same command was broken off, part by part."
 )
 @click.option("--overwrite", is_flag=True, help="Replace a data set that is there already.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def main(
     sources: tuple[pathlib.Path, ...],
     output: pathlib.Path,
@@ -137,6 +140,7 @@ def main(
     split: str,
     processes: int | None,
     scheduler: str | None,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Cut SOURCES into aligned patches.
@@ -157,18 +161,18 @@ def main(
 
     cores = workers.num_cores()
     if processes is not None and processes > cores:
-        click.echo(f"warning: {processes} processes for {cores} cores", err=True)
+        messages.warn(f"{processes} processes for {cores} cores")
     if task == "bigearthnet":
         from kerass2 import prepare_archive
 
         chosen = {**options, "processes": processes, "scheduler": scheduler}
         with _saying_what_is_kept(output):
-            prepare_archive.run(sources, output, split, chosen, _bar())
+            prepare_archive.run(sources, output, split, chosen, _bar(), as_json=as_json)
         return
     options = {name: options[name] for name in options if name not in ARCHIVE_OPTIONS}
     resolved = [sample.resolve_granule(source) for source in sources]
     for message in dict.fromkeys(message for _, message in resolved if message):
-        click.echo(message, err=True)
+        messages.note(message)
     with _saying_what_is_kept(output), _bar() as advance:
         summary = convert.convert(
             [path for path, _ in resolved],
@@ -181,7 +185,10 @@ def main(
             advance=advance,
             **options,
         )
-    _print_summary(summary, task, split == "auto")
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(summary), indent=2, default=str))
+    else:
+        _print_summary(summary, task, split == "auto")
     if summary.synthetic:
         click.echo("THIS DATA SET IS SYNTHETIC: MADE UP, NOT MEASURED", err=True)
     for name, why in summary.failed.items():
@@ -217,14 +224,14 @@ def _bar() -> Iterator[Any]:
     from rich import progress
     from rich.console import Console
 
-    console = Console()
+    console = Console(stderr=True)
     columns = (
         *progress.Progress.get_default_columns(),
         progress.MofNCompleteColumn(),
         progress.TextColumn("patches"),
     )
     with progress.Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
+        *columns, console=console, transient=True, disable=not messages.has_progress(console)
     ) as bar:
         task = bar.add_task("cutting", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,8 @@ def run(
     split: str,
     options: Mapping[str, Any],
     bar: contextlib.AbstractContextManager[Any],
+    *,
+    as_json: bool = False,
 ) -> None:
     """Convert one archive and print the account; exit code 1 if a patch could not be read.
 
@@ -38,7 +42,10 @@ def run(
     classes = None if options["classes"] is None else int(options["classes"])
     word, _, number = str(sources[0]).partition(":")
     if word == "synthetic" and not sources[0].exists():
-        _write_synthetic(output, number, split, classes, options, bar)
+        folder = _write_synthetic(output, number, split, classes, options, bar)
+        told = {"folder": str(folder), "synthetic": True}
+        click.echo(json.dumps(told, indent=2) if as_json else f"written: {folder}")
+        click.echo("THIS DATA SET IS SYNTHETIC: MADE UP, NOT MEASURED", err=True)
         return
     is_sample = word == "sample" and not sources[0].exists()
     archive = sample.fetch_archive() if is_sample else sources[0]
@@ -56,7 +63,11 @@ def run(
             advance=advance,
             **{name: options[name] for name in shared},
         )
-    print_summary(summary)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(summary), indent=2, default=str))
+        _print_errors(summary)
+    else:
+        print_summary(summary)
     if summary.failed:
         click.get_current_context().exit(1)
 
@@ -96,7 +107,7 @@ def _write_synthetic(
     classes: int | None,
     options: Mapping[str, Any],
     bar: contextlib.AbstractContextManager[Any],
-) -> None:
+) -> pathlib.Path:
     """The data set of a made-up archive, which is never written itself."""
     from data_pipelines import bigearthnet_patches, synthetic_archive
 
@@ -118,8 +129,7 @@ def _write_synthetic(
             overwrite=options["overwrite"],
             advance=advance,
         )
-    click.echo(f"written: {folder}")
-    click.echo("THIS DATA SET IS SYNTHETIC: MADE UP, NOT MEASURED", err=True)
+    return pathlib.Path(folder)
 
 
 def print_summary(summary: Summary) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kerass2 import backend
+from kerass2 import backend, messages
 from kerass2.config import ConfigError
 from strategies import STRATEGIES, launch
 from strategies.cluster import JOB, detect
@@ -80,19 +80,16 @@ def start(strategy: str, workers: int | None, restarts: int = 0) -> Strategy:
         started = strategies.get(strategy)
         launcher = detect(os.environ).launcher
         if restarts and started.is_chief and launcher != "none" and JOB not in os.environ:
-            click.echo(
-                f"warning: --restarts {restarts} is for ranks that this command starts itself; "
-                f"these are {launcher}'s, and Slurm puts a job back by itself (sbatch --requeue)",
-                err=True,
+            messages.warn(
+                f"--restarts {restarts} is for ranks that this command starts itself; "
+                f"these are {launcher}'s, and Slurm puts a job back by itself (sbatch --requeue)"
             )
         return started
     cores = len(os.sched_getaffinity(0))
     if ranks > cores:
-        click.echo(
-            f"warning: {ranks} workers share {cores} cores and will be slower for it", err=True
-        )
+        messages.warn(f"{ranks} workers share {cores} cores and will be slower for it")
     if strategy != "single":
         why = "--workers" if workers else "default: one per GPU, else 2"
-        click.echo(f"starting {ranks} {strategy} ranks on this machine ({why})", err=True)
+        messages.note(f"starting {ranks} {strategy} ranks on this machine ({why})")
     command = [sys.executable, *sys.orig_argv[1:]]
     raise SystemExit(launch.run(command, strategy=strategy, workers=ranks, restarts=restarts))

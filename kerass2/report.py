@@ -335,7 +335,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield f"{prefix}{key}", "none" if value is None else str(value)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=cli.Command)
 @click.argument("workdir", type=click.Path(path_type=pathlib.Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=pathlib.Path), help="Default: WORKDIR/report.html."

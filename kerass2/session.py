@@ -8,9 +8,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from kerass2 import config
+from kerass2 import config, messages
 from kerass2 import workdir as folder
 
 if TYPE_CHECKING:
@@ -94,7 +92,7 @@ def _restore(state: State, checkpoints: pathlib.Path, strategy: Strategy) -> Non
             if path == found[-1]:
                 raise
             if strategy.is_chief:
-                click.echo(f"warning: {error}; going on from the one before", err=True)
+                messages.warn(f"{error}; going on from the one before")
     if strategy.world_size > 1:
         remedy = f"Delete what is newer than the least of them in {checkpoints}"
         steps = {"the checkpoint that they can read": (f"of {state.step} steps", remedy)}
@@ -117,7 +115,7 @@ def train(
     Raises:
         TrainingError: the loss is not finite.
     """
-    from kerass2 import checkpoint, state, train
+    from kerass2 import checkpoint, profiling, state, train
     from kerass2.steps import build_step
 
     job, strategy, settings = session.job, session.strategy, session.job.experiment.run
@@ -143,23 +141,28 @@ def train(
         compression=settings.compression,
         rate_factor=session.state.rate_factor,
     )
-    step = watch.timed(compiled)
+    profiled = profiling.record_steps(
+        watch.timed(compiled),
+        profiling.num_asked() if strategy.is_chief else 0,
+        job.workdir / folder.TENSORBOARD,
+    )
     try:
-        done = train.train(
-            step=lambda batch, stop: step(batch, stop or is_interrupted()),
-            batches=batches,
-            first_step=session.state.step,
-            num_steps=session.num_steps,
-            checkpoint_every=settings.checkpoint_every,
-            save=save,
-            log=log,
-            validate=lambda done: validate(done, log),
-            validate_every=settings.validate_every,
-            deadline=session.began + job.max_seconds,
-            may_overflow=settings.precision == "float16",
-            check=build_check(session),
-            check_every=settings.check_every,
-        )
+        with profiled as step:
+            done = train.train(
+                step=lambda batch, stop: step(batch, stop or is_interrupted()),
+                batches=batches,
+                first_step=session.state.step,
+                num_steps=session.num_steps,
+                checkpoint_every=settings.checkpoint_every,
+                save=save,
+                log=log,
+                validate=lambda done: validate(done, log),
+                validate_every=settings.validate_every,
+                deadline=session.began + job.max_seconds,
+                may_overflow=settings.precision == "float16",
+                check=build_check(session),
+                check_every=settings.check_every,
+            )
     except train.TrainingError as error:
         # Its weights gave the loss that is not finite.
         if strategy.is_chief:
@@ -211,6 +214,8 @@ def build_validation(session: Session) -> Callable[[int, TrainingLog | NoLog], b
             best = state.progress.note(error, done, experiment.optimizer.plateau)
             if best and session.strategy.is_chief:
                 _save_best(session.job.workdir / folder.BEST, state.model)
+            if session.strategy.is_chief:
+                log.images(done, **validator.draw())
         state.lower_rate()
         found = {name: value if math.isfinite(value) else None for name, value in scores.items()}
         log.event(done, **found, validation_patches=len(validator))
@@ -227,7 +232,7 @@ def _save_best(path: pathlib.Path, model: Any) -> None:
     try:
         folder.save_model(path, model)
     except DataError as error:
-        click.echo(f"warning: {error}; training goes on", err=True)
+        messages.warn(f"{error}; training goes on")
 
 
 def is_stopped(session: Session) -> bool:

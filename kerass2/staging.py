@@ -9,8 +9,7 @@ import shutil
 import tempfile
 from typing import TYPE_CHECKING
 
-import click
-
+from kerass2 import messages
 from kerass2.config import ConfigError
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def stage(data: Data, folder: pathlib.Path, strategy: Strategy) -> Data:
             ) from None
     strategy.sum(np.zeros(1))  # no rank reads before all copies are there
     if strategy.is_chief:
-        click.echo(f"reading {data.path} from its copy {copy} on each node", err=True)
+        messages.note(f"reading {data.path} from its copy {copy} on each node")
     return dataclasses.replace(data, open=functools.partial(store.open_source, copy))
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Patches a rank predicts at once.
 LOCAL_BATCH = 8
+# Patches that are drawn for TensorBoard.
+DRAWN = 3
 DN = 10_000.0
 # What is waited for: of images, of labels.
 BETTER = ("a lower RMSE", "a higher average precision")
@@ -121,7 +123,8 @@ class Validator:
             raise DataError(f"split {source.split} holds no patches to validate on")
         self._source = EvenlySpaced(source, num_patches) if num_patches else source
         self._strategy = strategy
-        self._target = models.describe(model)["target"]
+        self._described = models.describe(model)
+        self._target = self._described["target"]
         self._predict = tiling.compile_prediction(model)
 
     def __len__(self) -> int:
@@ -157,6 +160,22 @@ class Validator:
         """The error to lower, and what to log."""
         rmse = self.rmse()
         return rmse, {"validation_rmse": rmse}
+
+    def draw(self) -> dict[str, NDArray[np.uint8]]:
+        """Input, prediction and truth of the first patches, side by side: (patch, y, x, 3)."""
+        from data_pipelines.transforms import to_physical
+        from kerass2 import figures, inputs
+
+        # As many as are predicted at once elsewhere: nothing is compiled anew.
+        positions = np.arange(LOCAL_BATCH) % len(self._source)
+        batch = to_physical(self._source.read(positions), self._source.spec)
+        predicted = self._predict(batch["inputs"])[self._target]
+        bands = list(self._source.spec.targets[self._target].bands)
+        colours = [bands.index(b) for b in figures.false_colour(self._source.spec.task, bands)]
+        lowres = batch["inputs"][inputs.lowres_input(self._described)]
+        arrays = (lowres, predicted, batch["targets"][self._target])
+        lowres, predicted, truth = (DN * array[: min(DRAWN, len(self))] for array in arrays)
+        return {"validation": figures.strips(lowres, predicted, truth, colours)}
 
     def _sums(self, batch: Batch) -> NDArray[np.float64]:
         """Pixels, and the sum of each band's squared errors, of the patches that count."""
@@ -209,6 +228,10 @@ class LabelValidator:
         # Rank 0's number for all: ranks on processors of another kind may round otherwise.
         chief = np.array([error if self._strategy.is_chief else 0.0])
         return float(self._strategy.sum(chief)[0]), values
+
+    def draw(self) -> dict[str, NDArray[np.uint8]]:
+        """Nothing: classes are no pictures."""
+        return {}
 
 
 def build(

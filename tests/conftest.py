@@ -27,9 +27,17 @@ SHARED_DATA = pathlib.Path(os.environ.get("KERASS2_SHARED_DATA", "../shared/data
 LONGEST = ("test_equality.py", "test_readme.py", "test_pipeline.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest; skip what needs the shared data where that is absent."""
+    """Begin with the longest; skip what needs the shared data where that is absent.
+
+    A test of all strategies has the mark `horovod` where its parameter says so.
+    """
     items.sort(key=lambda item: item.path.name not in LONGEST)
+    for item in items:
+        given = getattr(getattr(item, "callspec", None), "params", {}).values()
+        if any(isinstance(value, str) and value == "horovod" for value in given):
+            item.add_marker("horovod")
     if SHARED_DATA.is_dir():
         return
     skip = pytest.mark.skip(reason=f"no shared data at {SHARED_DATA} (set KERASS2_SHARED_DATA)")

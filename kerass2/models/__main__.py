@@ -87,7 +87,7 @@ def build_table(rows: list[dict[str, Any]]) -> Any:
     return table
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=cli.Command)
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option(
     "--patch",

@@ -61,7 +61,9 @@ def divide(x: Any, block: int | None) -> BlockGrid:
     if block is None:
         return BlockGrid(height, width, height, width, 1, 1)
     block_height, block_width = _minimum(height, block), _minimum(width, block)
-    rows, columns = -(-height // block_height), -(-width // block_width)
+    # Rounded up without a negative number, which ONNX's integer division would round towards 0.
+    rows = (height + block_height - 1) // block_height
+    columns = (width + block_width - 1) // block_width
     return BlockGrid(height, width, block_height, block_width, rows, columns)
 
 

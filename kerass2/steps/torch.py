@@ -54,7 +54,7 @@ def build_step(
             ]
         with torch.no_grad():
             present = [each for each in gradients if each is not None]
-            norm = torch.sqrt(sum(torch.sum(torch.square(each)) for each in present))
+            norm = torch.stack([torch.sum(torch.square(each)) for each in present]).sum().sqrt()
             optimizer.apply(gradients, weights)
             if average is not None:
                 average.update()

@@ -46,6 +46,28 @@ def predict_all(folder: pathlib.Path) -> dict[str, np.ndarray]:
     return found
 
 
+def compute_losses() -> dict[str, np.ndarray]:
+    """Every loss of the tables, of (batch, ...) random numbers."""
+    from keras import ops
+
+    from kerass2 import label_losses, losses
+
+    random = np.random.default_rng(5)
+    pixels, others = random.uniform(0, 0.05, (2, 3, 8, 8, 6)).astype("f4")
+    truth, logits = random.integers(0, 2, (3, 19)).astype("f4"), random.normal(0, 3, (3, 19))
+    counts = np.arange(1, 20), 40
+    weighted = {"class_weights": "inverse", "positive_weights": "inverse_sqrt"}
+    cases = {name: (name, {}, None) for name in (*losses.LOSSES, *label_losses.LABEL_LOSSES)}
+    cases["weighted"] = ("binary_crossentropy", weighted, counts)
+    cases["weighted focal"] = ("focal", {"class_weights": "effective_number"}, counts)
+    found = {}
+    for case, (name, options, known) in cases.items():
+        given = (pixels, others) if name in losses.LOSSES else (truth, logits.astype("f4"))
+        value = losses.get(name, options, known)(*map(ops.convert_to_tensor, given))
+        found[f"losses/{case}"] = ops.convert_to_numpy(value)
+    return found
+
+
 def train_in_parts(parts: int, precision: str, optimizer_name: str = "adam") -> np.ndarray:
     """All weights after three steps, with clipping, an average and a rate that is lowered."""
     import keras
@@ -105,12 +127,14 @@ def main(folder: pathlib.Path, backend: str) -> None:
             word for item in settings.items() for word in ("--set", "=".join(map(str, item)))
         ]
         start = folder / "models" / f"{weights}.keras"
-        where = ["--data", folder / data, "--workdir", out / name, "--init", start]
+        where = ["--data", folder / data, "--workdir", out / name, "--init", start, "--profile", 2]
         call("fit", experiment, *where, *FIT, *further)
     model = folder / "models" / "s2x.keras"
     call("evaluate", model, "--data", folder / "images", "-o", out / "evaluation.json", "--json")
     call("predict", model, folder / "granule", "-o", out / "sharp.tif", "--roi", "0,0,96,96")
-    outputs = predict_all(folder)
+    model = folder / "models" / "resnet.keras"
+    call("evaluate", model, "--data", folder / "labels", "-o", out / "labels.json")
+    outputs = predict_all(folder) | compute_losses()
     whole = train_in_parts(1, "float32")
     outputs["steps/adam"] = whole
     np.testing.assert_allclose(train_in_parts(3, "float32"), whole, atol=1e-5)

@@ -314,7 +314,7 @@ for a, b in zip([found, *gradients], [out, *expected], strict=True):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.backends
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends_agree(
     tmp_path: pathlib.Path, backend: str, run_on_backend: Callable[..., None]

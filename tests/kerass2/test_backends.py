@@ -14,7 +14,7 @@ import pytest
 import rasterio
 
 from data_pipelines.nomenclature import class_names
-from kerass2 import backend, models
+from kerass2 import backend, label_losses, losses, models
 from kerass2.config import ConfigError
 from kerass2.models import labels
 
@@ -95,18 +95,28 @@ def pair(results: dict[str, pathlib.Path], other: str) -> tuple[pathlib.Path, pa
 
 
 @pytest.mark.backends
-@pytest.mark.slow
 @pytest.mark.parametrize("other", OTHERS)
 def test_every_model_gives_the_same_output(results, other: str) -> None:
     ours, theirs = (np.load(path / "outputs.npz") for path in pair(results, other))
-    names = {name for name in ours.files if not name.startswith("steps/")}
+    assert {name.removesuffix("_blocks") for name in MODELS} == set(models.MODELS)
+    names = {name for name in ours.files if name.split("/")[0] in MODELS}
     assert {name.split("/")[0] for name in names} == set(MODELS)
     for name in names:
         np.testing.assert_allclose(theirs[name], ours[name], rtol=0, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.backends
-@pytest.mark.slow
+@pytest.mark.parametrize("other", OTHERS)
+def test_every_loss_is_the_same(results, other: str) -> None:
+    ours, theirs = (np.load(path / "outputs.npz") for path in pair(results, other))
+    names = {name for name in ours.files if name.startswith("losses/")}
+    assert {f"losses/{name}" for name in (*losses.LOSSES, *label_losses.LABEL_LOSSES)} < names
+    for name in names:
+        assert ours[name].shape == (3,) and (ours[name] > 0).all()
+        np.testing.assert_allclose(theirs[name], ours[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.backends
 @pytest.mark.parametrize("run", ["s2x", "resnet"])
 @pytest.mark.parametrize("other", OTHERS)
 def test_twenty_steps_give_the_same_losses(results, other: str, run: str) -> None:
@@ -121,7 +131,6 @@ def test_twenty_steps_give_the_same_losses(results, other: str, run: str) -> Non
 
 
 @pytest.mark.backends
-@pytest.mark.slow
 @pytest.mark.parametrize("run", ["s2x", "resnet"])
 @pytest.mark.parametrize("other", OTHERS)
 def test_trained_models_are_the_same(results, other: str, run: str) -> None:
@@ -132,7 +141,6 @@ def test_trained_models_are_the_same(results, other: str, run: str) -> None:
 
 
 @pytest.mark.backends
-@pytest.mark.slow
 @pytest.mark.parametrize("other", OTHERS)
 def test_scores_and_rasters_are_the_same(results, other: str) -> None:
     ours, theirs = pair(results, other)
@@ -142,12 +150,17 @@ def test_scores_and_rasters_are_the_same(results, other: str) -> None:
             for band, value in values.items():
                 found = two["methods"][method][metric][band]
                 assert found == pytest.approx(value, rel=1e-4, abs=1e-4), (method, metric, band)
+    one, two = (json.loads((path / "labels.json").read_text()) for path in (ours, theirs))
+    for method, found in one["methods"].items():
+        for average, value in found["average_precision"].items():
+            assert two["methods"][method]["average_precision"][average] == pytest.approx(
+                value, abs=1e-3
+            )
     with rasterio.open(ours / "sharp.tif") as a, rasterio.open(theirs / "sharp.tif") as b:
         assert np.abs(a.read().astype(int) - b.read().astype(int)).max() <= 1
 
 
 @pytest.mark.backends
-@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "nadam", "sgd", "lars", "lamb"])
 @pytest.mark.parametrize("other", OTHERS)
 def test_steps_draw_other_weights_but_are_the_same_in_size(
@@ -158,6 +171,17 @@ def test_steps_draw_other_weights_but_are_the_same_in_size(
         np.load(path / "outputs.npz")[f"steps/{optimizer}"] for path in pair(results, other)
     )
     assert ours.shape == theirs.shape and np.isfinite(theirs).all()
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("name", backend.STEPS)
+def test_a_profile_is_written_by_each(results, name: str) -> None:
+    files = {"tensorflow": "plugins/profile/*/*.xplane.pb", "torch": "*.pt.trace.json"}
+    if name not in results:
+        pytest.skip(f"{name} is not installed (pip install kerass2[{name}])")
+    folder = results[name] / "s2x" / "tensorboard"
+    (trace,) = folder.glob(files.get(name, files["tensorflow"]))
+    assert trace.stat().st_size > 10_000
 
 
 # --- what is refused ----------------------------------------------------------------------------

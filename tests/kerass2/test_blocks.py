@@ -157,7 +157,7 @@ with np.load(sys.argv[1]) as file:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.backends
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends_agree(
     tmp_path: pathlib.Path, backend: str, run_on_backend: Callable[..., None]

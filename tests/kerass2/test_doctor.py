@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import subprocess
 import sys
 
@@ -71,6 +73,17 @@ def test_it_shows_and_measures_the_ranks(two_ranks):
     assert list(found["all-reduce"]) == ["1 MiB", "2 MiB"]
     assert all(text.endswith("right") for text in found["all-reduce"].values())
     assert two_ranks.stdout.count("software") == 1, "one rank speaks"
+
+
+def test_json_has_all_of_it(run_here):
+    """Of this process; what it finds wrong (no Horovod) is in it, too."""
+    done = run_here("doctor", "--json")
+    found = json.loads(done.stdout)
+    assert found["software"]["python"] == platform.python_version()
+    assert set(found["GDAL"]) == {"version", *doctor.GDAL_DRIVERS}
+    assert (found["strategy"], list(found["ranks"])) == ("single", ["rank 0"])
+    assert found["all-reduce"] == []
+    assert done.returncode == bool(found["problems"])
 
 
 def test_bandwidth_is_that_of_nccl_tests():

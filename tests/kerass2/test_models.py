@@ -249,7 +249,7 @@ with np.load(sys.argv[3]) as file:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.backends
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends_load_predict_and_train(tmp_path: pathlib.Path, backend: str) -> None:
     if importlib.util.find_spec(backend) is None:

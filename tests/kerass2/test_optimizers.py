@@ -47,7 +47,7 @@ def test_nadam_is_dozats(momentum_decay):
     np.testing.assert_allclose(ours(momentum_decay), dozat(momentum_decay), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow  # with the other tests that need PyTorch
+@pytest.mark.backends
 def test_nadam_is_pytorchs():
     torch = pytest.importorskip("torch")
     weight = torch.zeros(5, requires_grad=True)
