@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -780,17 +781,7 @@ def test_a_prediction_in_chromium(browser: Any, server: Server, predicted: pathl
     assert int(handle.get_attribute("aria-valuenow")) == pytest.approx(25, abs=1)
     clips.append(browser.execute_script(clip))
     assert len(set(clips)) == 3
-    left, right = (
-        browser.execute_script(
-            "const box = document.getElementById('stage').getBoundingClientRect();"
-            "return document.elementsFromPoint(box.left + box.width * arguments[0], box.top +"
-            " box.height / 2).filter(e => e.matches('.leaflet-tile')).map(e => e.src)",
-            share,
-        )
-        for share in (0.15, 0.35)
-    )
-    assert all("tile/0/" in src for src in left) and all("tile/2/" in src for src in right)
-    assert left and right
+    check_clips(browser, 0.25)
     # Bands: a combination, and any three.
     Select(at(browser, "#combination")).select_by_visible_text("true colour: B04 B03 B02")
     tiles_of(browser, "left", "bands=3%2C2%2C1")
@@ -816,9 +807,25 @@ def test_a_prediction_in_chromium(browser: Any, server: Server, predicted: pathl
     wait(browser, f"return document.getElementById('where').textContent !== {json.dumps(first)}")
     time.sleep(0.1)
     check_spectrum(browser, predicted)
-    seen = "return document.getElementById('map').matches(':focus-visible')"
-    assert browser.execute_script(seen)
+    # The cross says where Enter takes it, for as long as keys are used.
+    assert at(browser, "#cross").is_displayed()
+    ActionChains(browser).move_to_element_with_offset(place, 40, 20).click().perform()
+    assert not at(browser, "#cross").is_displayed()
     check_quiet(browser, server, width)
+
+
+def check_clips(browser: Any, share: float) -> None:
+    """The left pane ends where the right one begins: at this share of the map's width."""
+    corners = [
+        [float(x) for x in re.findall(r"(-?[\d.]+)px -?[\d.]+px", text)]
+        for text in browser.execute_script(
+            "return ['left', 'right'].map(side => getComputedStyle("
+            "document.querySelector(`.leaflet-${side}-pane`)).clipPath)"
+        )
+    ]
+    (first, cut), (same, last) = ((min(xs), max(xs)) for xs in corners)
+    assert cut == same
+    assert (cut - first) / (last - first) == pytest.approx(share, abs=0.01)
 
 
 def check_spectrum(browser: Any, predicted: pathlib.Path) -> None:

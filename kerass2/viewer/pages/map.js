@@ -247,6 +247,11 @@ async function pick(y, x) {
   drawSpectrum();
 }
 map.on('click', ({ latlng }) => pick(Math.floor(-latlng.lat), Math.floor(latlng.lng)));
+// The cross stands as long as the map is used by keys, also after a click has focused it.
+find('map').addEventListener('keydown', () => find('stage').classList.add('keys'));
+for (const name of ['pointerdown', 'blur']) {
+  find('map').addEventListener(name, () => find('stage').classList.remove('keys'));
+}
 find('map').addEventListener('keydown', (event) => {
   if (event.key !== 'Enter' || event.target !== find('map')) return;
   const middle = map.getCenter();
