@@ -286,6 +286,24 @@ def test_a_spectrum_says_no_data_and_where_it_is(
     assert 0.9996 * arc == pytest.approx(5300035, abs=0.01)
 
 
+def test_a_raster_of_probabilities(tmp_path: pathlib.Path) -> None:
+    """As predict writes it with a classifier: classes for bands, NaN for no data."""
+    path = tmp_path / "labels.tif"
+    pixels = np.array([[[0.25, np.nan]], [[0.5, np.nan]], [[1, np.nan]]], np.float32)
+    raster.write_geotiff(
+        path, [pixels], height=1, width=2, bands=("Sea", "Pastures, <b>", "Sea"), dtype="float32",
+        nodata=np.nan,
+    )  # fmt: skip
+    found = prediction.Prediction(path)
+    assert found.bands == ("Sea", "Pastures, <b>", "Sea (3)")
+    (layer,) = found.read_spectrum(0, 0)["layers"]
+    assert layer["stored"] == {"Sea": 0.25, "Pastures, <b>": 0.5, "Sea (3)": 1.0}
+    assert layer["reflectance"] == {}
+    assert set(found.read_spectrum(0, 1)["layers"][0]["stored"].values()) == {None}
+    assert [c["bands"] for c in found.describe()["combinations"]] == [[2, 1, 0]]
+    assert found.answer(("stretch.json",), {"bands": "2,1,0", "percentiles": "0,100"}) is not None
+
+
 def test_one_stretch_by_percentiles(server: Server, predicted: pathlib.Path) -> None:
     with rasterio.open(predicted) as file:
         pixels = as_float(file.read([3, 11, 6]))[:, :40, 100:500]
@@ -805,11 +823,9 @@ def test_a_prediction_in_chromium(browser: Any, server: Server, predicted: pathl
     place.send_keys(Keys.ARROW_RIGHT)
     place.send_keys(Keys.ENTER)
     wait(browser, f"return document.getElementById('where').textContent !== {json.dumps(first)}")
-    time.sleep(0.1)
-    check_spectrum(browser, predicted)
-    # The cross says where Enter takes it, for as long as keys are used.
+    # The cross says where Enter takes it, as long as keys are used there.
     assert at(browser, "#cross").is_displayed()
-    ActionChains(browser).move_to_element_with_offset(place, 40, 20).click().perform()
+    check_spectrum(browser, predicted)
     assert not at(browser, "#cross").is_displayed()
     check_quiet(browser, server, width)
 

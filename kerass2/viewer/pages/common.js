@@ -78,7 +78,7 @@ export function plot(place, describe) {
     drawn = new uPlot({
       width: Math.max(200, place.clientWidth), height: 230,
       scales: { x: { time: false }, y: what.log ? { distr: 3 } : { range: (self, low, high) => spread(low, high) } },
-      axes: [axis(what.xTitle), { ...axis(what.yTitle), size: 58 }],
+      axes: [{ ...axis(what.xTitle), size: 30 }, { ...axis(what.yTitle), size: 58 }],
       series: [{ label: what.xTitle, value: (self, value) => (value === null ? '–' : number(value)) }, ...series],
       legend: { show: Boolean(what.legend), live: false },
     }, [what.x, ...what.series.map((one) => one.values)], place);

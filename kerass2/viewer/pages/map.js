@@ -202,7 +202,8 @@ const drawPlot = plot(find('plot'), () => ({
 }));
 
 function drawSpectrum() {
-  const digits = unit() === 'stored' ? (number) => String(+number.toPrecision(9)) : (number) => number.toFixed(4);
+  const stored = (number) => (Number.isInteger(number) ? String(number) : String(+number.toPrecision(6)));
+  const digits = unit() === 'stored' ? stored : (number) => number.toFixed(4);
   const told = (number) => (number === undefined ? '–' : number === null ? 'no data' : digits(number));
   drawPlot();
   find('values').replaceChildren(makeTable({
