@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "Score models beside interpolation, as the paper's tables do.",
     "predict": "Sharpen granules to 10 m: COG, GeoTIFF or Zarr.",
     "report": "Write one HTML page about a training run.",
+    "view": "Look at a prediction, a data set or a run in the browser.",
     "export": "Write a model as keras, savedmodel, onnx or tflite, with card and STAC item.",
     "config": "Show, compare and check experiments.",
     "card": "Pack a trained model with its model card.",

@@ -140,7 +140,7 @@ class _Sheet:
     ) -> None:
         """Pictures of one patch side by side, its name and labels below."""
         batch = source.read(np.array([position]))
-        for i, image in enumerate(_stretch(batch, pictures)):
+        for i, image in enumerate(stretch(batch, pictures)):
             self._picture(x + i * (PICTURE + SPACE), y, image)
         below = y + PICTURE + 0.1
         self.text(x, below, str(batch["patch_id"][0]), size=6.5)
@@ -158,7 +158,7 @@ class _Sheet:
         axes.set_axis_off()
 
 
-def _stretch(batch: Mapping[str, Any], pictures: Sequence[Picture]) -> list[NDArray[Any]]:
+def stretch(batch: Mapping[str, Any], pictures: Sequence[Picture]) -> list[NDArray[Any]]:
     """(y, x, 3) of 0 to 1; pictures of the same bands share a stretch, that of the target.
 
     So that input and target differ on the sheet by what they show, not by how they are drawn.

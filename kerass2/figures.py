@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 FALSE_COLOUR = {"superres_20m": ("B12", "B8A", "B05"), "superres_60m": ("B09", "B01", "B01")}
 # Key of log.jsonl, on the line of the validation after the last step.
 BICUBIC = "validation_rmse_bicubic"
+# Key of log.jsonl -> title of its curve.
+CURVES = {
+    "loss": "Training loss",
+    "validation_rmse": "Validation RMSE [DN]",
+    "validation_ap": "Validation average precision",
+    "validation_f1": "Validation F1",
+    "learning_rate": "Learning rate",
+    "patches_per_second": "Throughput [patches/s]",
+}
 # Curves have at most this many points: an SVG of every step of a long run would not open.
 MAX_POINTS = 1500
 # Ink of the plots for either colour scheme of the reader: (text, grid, faint line, line).
@@ -48,30 +57,48 @@ class Comparison:
     """What was measured."""
 
 
-def curves(log: Sequence[Mapping[str, float]]) -> list[dict[str, str]]:
-    """Plots over the steps, each in two colour schemes, as data URIs of SVG.
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A value of the log over the steps."""
 
-    Validations between the steps are drawn with their lowest one, and beside bicubic's RMSE where
-    the log has it. The last validation stands apart: it may see other patches.
+    key: str
+    """Key of log.jsonl."""
+    title: str
+    """With its unit."""
+    x: NDArray[np.float64]
+    """(point,) steps."""
+    y: NDArray[np.float64]
+    """(point,) values."""
+    level: float | None = None
+    """Bicubic's, where the log has it."""
+
+
+def select_curves(log: Sequence[Mapping[str, float]]) -> list[Curve]:
+    """What of a log is drawn: values of at least two steps.
+
+    Validations between the steps; the last one stands apart: it may see other patches. It has
+    bicubic's RMSE.
     """
     bicubic = next((entry[BICUBIC] for entry in reversed(log) if entry.get(BICUBIC)), None)
     log = [entry for entry in log if BICUBIC not in entry]
-    wanted = {
-        "loss": "Training loss",
-        "validation_rmse": "Validation RMSE [DN]",
-        "validation_ap": "Validation average precision",
-        "validation_f1": "Validation F1",
-        "learning_rate": "Learning rate",
-        "patches_per_second": "Throughput [patches/s]",
-    }
-    plots = []
-    for key, title in wanted.items():
+    found = []
+    for key, title in CURVES.items():
         points = [(entry["step"], entry[key]) for entry in log if entry.get(key) is not None]
         if len(points) < 2:
             continue
         x, y = np.asarray(points, np.float64).T
-        level = bicubic if key == "validation_rmse" else None
-        images = {scheme: _curve_svg(x, y, title, key == "loss", scheme, level) for scheme in INKS}
+        found.append(Curve(key, title, x, y, bicubic if key == "validation_rmse" else None))
+    return found
+
+
+def curves(log: Sequence[Mapping[str, float]]) -> list[dict[str, str]]:
+    """Plots over the steps, each in two colour schemes, as data URIs of SVG; see select_curves."""
+    plots = []
+    for curve in select_curves(log):
+        key, title, x, y = curve.key, curve.title, curve.x, curve.y
+        images = {
+            scheme: _curve_svg(x, y, title, key == "loss", scheme, curve.level) for scheme in INKS
+        }
         alt = f"{title} over {int(x[-1])} steps: from {y[0]:.4g} to {y[-1]:.4g}"
         if key == "validation_rmse":
             alt += f", lowest {y.min():.4g} after {int(x[y.argmin()])}"
