@@ -272,7 +272,9 @@ def test_which_launchers_need_horovods_rendezvous(
         (ModuleNotFoundError("No module named 'horovod'"), "No module named 'horovod'"),
         # What Horovod says that was built without TensorFlow, and that was built for another one.
         (
-            ImportError("Extension horovod.tensorflow has not been built: mpi_lib.so not found\nIf"),
+            ImportError(
+                "Extension horovod.tensorflow has not been built: mpi_lib.so not found\nIf"
+            ),
             "Extension horovod.tensorflow has not been built: mpi_lib.so not found",
         ),
         (
