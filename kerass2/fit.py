@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -16,7 +17,7 @@ from kerass2 import job as jobs
 from kerass2 import workdir as folder
 from kerass2.interruption import Interruption
 from kerass2.job import Job
-from strategies import cluster
+from strategies import cluster, elastic
 
 if TYPE_CHECKING:
     from kerass2.logs import NoLog, TrainingLog
@@ -102,9 +103,11 @@ def main(
     if epochs and steps:
         raise config.ConfigError(f"--epochs {epochs} and --steps {steps}: give one of them")
     workdir = workdir or pathlib.Path("runs") / jobs.short_name(experiment)
-    if folder.was_begun_by(workdir, cluster.batch_job(os.environ)) and cluster.num_restarts(
-        os.environ
-    ):
+    is_elastic = elastic.is_asked_for(os.environ)
+    if is_elastic:
+        jobs.check_elastic(strategy)
+    begun = folder.was_begun_by(workdir, cluster.batch_job(os.environ))
+    if begun and (is_elastic or cluster.num_restarts(os.environ)):
         # This very command has been started again: it goes on, whatever it says.
         resume, overwrite, init = True, False, None
     chosen = jobs.choose_experiment(experiment, workdir, resume=resume)
@@ -113,19 +116,29 @@ def main(
         run = dataclasses.replace(run, epochs=epochs, steps=steps)
     run = dataclasses.replace(run, keep=keep or run.keep)
     chosen = config.override(dataclasses.replace(chosen, run=run), settings)
-    chosen = config.with_global_batch(chosen, ranks.world_size(strategy, workers))
+    size = ranks.world_size(strategy, workers)
+    if is_elastic:
+        size = elastic.num_active(jobs.num_shares(chosen), size)
+    chosen = config.with_global_batch(chosen, size)
     limit = math.inf if max_time is None else config.parse_duration(max_time)
     job = jobs.check(
         chosen, data, workdir, resume=resume, overwrite=overwrite, max_seconds=limit, init=init
     )
-    started = ranks.start(strategy, workers, restarts)
-    if stage:
-        job = dataclasses.replace(job, data=staging.stage(job.data, stage, started))
-    fit(job, started)
+
+    def train(started: Strategy, let_in: Callable[[], None] = lambda: None) -> None:
+        data = staging.stage(job.data, stage, started) if stage else job.data
+        fit(dataclasses.replace(job, data=data), started, let_in)
+
+    if is_elastic:
+        elastic.run(train, jobs.num_shares(chosen))
+    else:
+        train(ranks.start(strategy, workers, restarts))
 
 
-def fit(job: Job, strategy: Strategy) -> None:
+def fit(job: Job, strategy: Strategy, let_in: Callable[[], None] = lambda: None) -> None:
     """Train as this rank of `strategy`; rank 0 writes the workdir. Every rank calls it.
+
+    After each checkpoint but the last it calls `let_in` (strategies.elastic).
 
     Raises:
         DataError: data, starting weights or checkpoint are damaged, or do not fit the model.
@@ -147,10 +160,12 @@ def fit(job: Job, strategy: Strategy) -> None:
     experiment = dataclasses.replace(job.experiment, run=settings)
     job = dataclasses.replace(job, experiment=experiment)
     with interruption.listen() as asked:
-        _fit(job, strategy, asked, watch)
+        _fit(job, strategy, asked, watch, let_in)
 
 
-def _fit(job: Job, strategy: Strategy, asked: Interruption, watch: Watch) -> None:
+def _fit(
+    job: Job, strategy: Strategy, asked: Interruption, watch: Watch, let_in: Callable[[], None]
+) -> None:
     from kerass2 import agreement
     from strategies.base import leave
 
@@ -167,7 +182,7 @@ def _fit(job: Job, strategy: Strategy, asked: Interruption, watch: Watch) -> Non
     with _open_log(run) as log:
         done = run.state.step
         if done < run.num_steps and not session.is_stopped(run):
-            done = session.train(run, batches, validate, log, lambda: asked.pending, watch)
+            done = session.train(run, batches, validate, log, lambda: asked.pending, watch, let_in)
         signal = None if done == run.num_steps else asked.agree(strategy)
         if signal is None:
             _finish(run, done, log, asked)

@@ -100,6 +100,43 @@ def choose_experiment(
     return config.load(name or DEFAULT_EXPERIMENT)
 
 
+def num_shares(experiment: config.Experiment) -> int:
+    """Equal parts that ranks of an elastic run share a global batch in: a number that stays.
+
+    Raises:
+        ConfigError: the experiment gives run.local_batch, or accumulation steps do not divide.
+    """
+    run = experiment.run
+    if run.global_batch is None:
+        raise config.ConfigError(
+            f"run.local_batch = {run.local_batch}: elastic ranks keep the global batch, and share "
+            "it anew; give run.global_batch instead"
+        )
+    if run.global_batch % run.accumulation_steps:
+        raise config.ConfigError(
+            f"run.accumulation_steps = {run.accumulation_steps} does not divide "
+            f"run.global_batch = {run.global_batch}"
+        )
+    return run.global_batch // run.accumulation_steps
+
+
+def check_elastic(strategy: str) -> None:
+    """Refuse what cannot begin again with other ranks.
+
+    Raises:
+        ConfigError: another strategy than horovod, or ranks that cannot know their run again.
+    """
+    from strategies import cluster
+
+    if strategy != "horovod":
+        raise config.ConfigError(f"elastic ranks are for --strategy horovod, not {strategy}")
+    if cluster.JOB not in os.environ:
+        raise config.ConfigError(
+            "elastic ranks of horovodrun do not know their run again: start them with "
+            "`python -m kerass2.launch --elastic MIN:MAX`"
+        )
+
+
 def check(
     experiment: config.Experiment,
     data: str | None,

@@ -106,11 +106,13 @@ def train(
     log: TrainingLog | NoLog,
     is_interrupted: Callable[[], bool],
     watch: Watch,
+    let_in: Callable[[], None],
 ) -> int:
     """Train to the end, or until something ends it before; the number of steps done.
 
     All ranks stop after the same step when `is_interrupted` says so on one of them. `watch` ends
-    this one when a step does not come to its end.
+    this one when a step does not come to its end. Ranks call `let_in` after each checkpoint but the
+    last: what it raises ends the training when that checkpoint is written.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -127,6 +129,8 @@ def train(
         strategy.average_statistics(session.state.model)
         if strategy.is_chief:
             session.state.save(writer, done, seconds=time.monotonic() - session.began)
+        if done < session.num_steps:
+            let_in()
 
     local_batch = session.global_batch // strategy.world_size
     compiled = build_step(

@@ -48,7 +48,7 @@ def open_page(path: pathlib.Path, source: str | None = None) -> Page:
     raise DataError(f"{path}: {'none of these' if path.exists() else 'not found'}; {expected}")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=cli.Command)
 @click.argument("path", metavar="OUT.tif|DIR|WORKDIR", type=click.Path(path_type=pathlib.Path))
 @click.option(
     "--input",

@@ -31,7 +31,7 @@ class HorovodStrategy:
 
     def __init__(self, cluster: Cluster) -> None:
         """Start Horovod and pin this rank's GPU, if there is one."""
-        self._hvd = _import_horovod()
+        self._hvd = load()
         import tensorflow as tf
 
         if not tf.config.list_physical_devices("GPU"):
@@ -124,7 +124,7 @@ def describe() -> dict[str, bool]:
     Raises:
         StrategyError: it cannot be imported.
     """
-    hvd = _import_horovod()
+    hvd = load()
     return {
         "mpi": bool(hvd.mpi_built()),
         "gloo": bool(hvd.gloo_built()),
@@ -207,7 +207,7 @@ def _check_own_name(interface: str | None) -> None:
 @contextlib.contextmanager
 def _serve(hosts: Sequence[str]) -> Iterator[int]:
     """Serve Horovod's Gloo rendezvous inside the `with` block, on a port that is free; the port."""
-    server = _import_horovod("horovod.runner.http.http_server").RendezvousServer()
+    server = load("horovod.runner.http.http_server").RendezvousServer()
     port: int = server.start()
     server.init(_slots(hosts))
     try:
@@ -218,7 +218,7 @@ def _serve(hosts: Sequence[str]) -> Iterator[int]:
 
 def _slots(hosts: Sequence[str]) -> list[Any]:
     """Horovod's own description of the place of each rank on `hosts`."""
-    info = _import_horovod("horovod.runner.common.util.hosts").SlotInfo
+    info = load("horovod.runner.common.util.hosts").SlotInfo
     local_ranks = [hosts[:rank].count(host) for rank, host in enumerate(hosts)]
     slots = []
     for rank, (host, local_rank) in enumerate(zip(hosts, local_ranks, strict=True)):
@@ -251,11 +251,17 @@ def _environment(slot: Any, address: str, port: int, interface: str | None) -> d
     return {name: str(value) for name, value in values.items()}
 
 
-def _import_horovod(module: str = "horovod.tensorflow") -> Any:
+def load(module: str = "horovod.tensorflow") -> Any:
+    """A module of Horovod's.
+
+    Raises:
+        StrategyError: it is not built, or for another TensorFlow.
+    """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # built for another TensorFlow, it raises nearly anything
+        reason = (str(error) or repr(error)).splitlines()[0]
         raise StrategyError(
-            f"Horovod is not usable here ({error}): "
+            f"Horovod is not usable here ({reason}): "
             "build it with `make setup`, or use --strategy multiworker"
         ) from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,13 +13,14 @@ import types
 
 import pytest
 import two_hosts
-from training import RANKS, ROOT, STEPS, TOLERANCE, distance, logged_steps, options
+from training import RANKS, ROOT, STEPS, TOLERANCE, distance, fit_here, logged_steps, options
 
 pytestmark = pytest.mark.cluster
 
 STRATEGIES = (pytest.param("horovod", marks=pytest.mark.horovod), "multiworker")
 # What the test asks for, and what ranks need beside it to leave.
 STALL_SECONDS, LEAVE_SECONDS = 20, 30
+ELASTIC_STEPS = 30
 
 
 @pytest.fixture(scope="module")
@@ -90,29 +93,62 @@ exec nsenter --target=$target {spaces} sh -c "$*"
 """
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_launch_over_ssh(hosts, tmp_path, strategy):
-    """`python -m kerass2.launch` on one host starts a rank on each; ssh is a script of ours."""
+@pytest.fixture(scope="module")
+def launch(hosts, tmp_path_factory):
+    """Start kerass2.launch on one host, with a rank on each; ssh is a script of ours."""
     one, other = (
         types.SimpleNamespace(name=name, pid=keeper.pid)
         for name, keeper in zip(two_hosts.HOSTS, hosts.keepers, strict=True)
     )
-    ssh = tmp_path / "ssh"
+    folder = tmp_path_factory.mktemp("ssh")
+    ssh = folder / "ssh"
     ssh.write_text(SSH.format(one=one, other=other, spaces=" ".join(two_hosts.SPACES)))
     ssh.chmod(0o755)
+
+    def start(*arguments: str, **environ: str) -> subprocess.Popen[str]:
+        names = ",".join(f"{name}:1" for name in two_hosts.HOSTS)
+        return hosts.start(
+            0,
+            [sys.executable, "-m", "kerass2.launch", "--hosts", names, *arguments],
+            PATH=f"{folder}:{os.environ['PATH']}",
+            PYTHONPATH=str(ROOT),
+            # Open MPI refuses root without both.
+            OMPI_ALLOW_RUN_AS_ROOT="1",
+            OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+            **environ,
+        )
+
+    return start
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_launch_over_ssh(launch, strategy):
     rank = str(ROOT / "tests" / "strategies" / "meet_rank.py")
-    hosts_option = ",".join(f"{name}:1" for name in two_hosts.HOSTS)
-    launch = ["-m", "kerass2.launch", "--hosts", hosts_option, "--", sys.executable, rank, strategy]
-    started = hosts.start(
-        0,
-        [sys.executable, *launch],
-        PATH=f"{tmp_path}:{os.environ['PATH']}",
-        PYTHONPATH=str(ROOT),
-        # Open MPI refuses root without both.
-        OMPI_ALLOW_RUN_AS_ROOT="1",
-        OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-    )
+    started = launch("--", sys.executable, rank, strategy)
     out, err = started.communicate(timeout=120)
     assert started.returncode == 0, (out + err)[-3000:]
     for number in range(2):
         assert f"{number} of 2, local 0: 3" in out, (out + err)[-3000:]
+
+
+@pytest.mark.horovod
+def test_elastic_goes_on_without_a_host_and_with_it_again(launch, prepared, tmp_path):
+    """Its rank is killed; after horovodrun's cooldown, 10 to 15 s, it is tried again and joins."""
+    run, whole, notes = tmp_path / "run", tmp_path / "whole", tmp_path / "notes"
+    notes.mkdir()
+    plan = {"1 13": "kill -9 $PPID", "0 22": "sleep 18"}
+    often = ["--set", "run.checkpoint_every=5"]
+    script = str(ROOT / "tests" / "kerass2" / "elastic_fit.py")
+    command = [script, "--strategy", "horovod", *options(prepared, run, ELASTIC_STEPS), *often]
+    started = launch(
+        *("--elastic", "1:2", "--", sys.executable, *command),
+        PLAN=json.dumps(plan),
+        NOTES=str(notes),
+        **RANKS,
+    )
+    out, err = started.communicate(timeout=200)
+    assert started.returncode == 0, (out + err)[-3000:]
+    assert re.findall(r"ranks +(\d), strategy horovod", out) == ["2", "1", "2"], out + err
+    assert re.findall(r"resuming after (\d+)", out) == ["10", "25"]
+    assert logged_steps(run) == list(range(1, ELASTIC_STEPS + 1))
+    assert distance(fit_here(prepared, whole, ELASTIC_STEPS), run) <= TOLERANCE

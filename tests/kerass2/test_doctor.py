@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import platform
+import re
 import subprocess
 import sys
 
@@ -163,6 +165,39 @@ def test_launch_is_horovodrun():
 def test_launch_refuses_hosts_of_another_form(hosts):
     with pytest.raises(ConfigError, match=f"--hosts {hosts}: .*expected"):
         launch.build_command(hosts, None, None, ("true",))
+
+
+def test_elastic_is_horovodruns_own():
+    """It begins with what there is, from the least on."""
+    elastic = ["--min-np", "4", "--max-np", "6", "--blacklist-cooldown-range", "5", "300", "true"]
+    command = launch.build_command("h1:4,h2:4", None, None, ("true",), "4:6")
+    assert command[3:] == ["-np", "4", "-H", "h1:4,h2:4", *elastic]
+    script = pathlib.Path("hosts.sh")
+    command = launch.build_command(None, None, None, ("true",), "4:6", script)
+    assert command[3:] == ["-np", "4", "--host-discovery-script", "hosts.sh", *elastic]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "elastic", "discover", "said"),
+    [
+        ("h1:2,h2:2", "3:5", None, "--elastic 3:5: --hosts has 4 ranks only"),
+        ("h1:2,h2:2", "3", None, "--elastic 3: expected MIN:MAX ranks, as in 4:8"),
+        ("h1:2,h2:2", "0:2", None, "--elastic 0:2: expected MIN:MAX ranks, as in 4:8"),
+        ("h1:2,h2:2", "3:2", None, "--elastic 3:2: expected MIN:MAX ranks, as in 4:8"),
+        (
+            "h1:4",
+            "1:4",
+            None,
+            "--elastic 1:4: goes on without a host that fails, and",
+        ),
+        ("h1:2,h2:2", "1:4", "hosts.sh", "give --hosts, or --elastic with --discover"),
+        (None, None, "hosts.sh", "give --hosts, or --elastic with --discover"),
+        (None, "1:4", None, "give --hosts, or --elastic with --discover"),
+    ],
+)
+def test_launch_refuses_what_does_not_go_together(hosts, elastic, discover, said):
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
+        launch.build_command(hosts, None, None, ("true",), elastic, discover)
 
 
 @pytest.mark.horovod

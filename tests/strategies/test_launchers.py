@@ -266,6 +266,41 @@ def test_which_launchers_need_horovods_rendezvous(
     assert horovod._needs_rendezvous(cluster, hvd) is expected
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ModuleNotFoundError("No module named 'horovod'"), "No module named 'horovod'"),
+        # What Horovod says that was built without TensorFlow, and that was built for another one.
+        (
+            ImportError(
+                "Extension horovod.tensorflow has not been built: mpi_lib.so not found\nIf"
+            ),
+            "Extension horovod.tensorflow has not been built: mpi_lib.so not found",
+        ),
+        (
+            ImportError("Framework tensorflow installed with version 2.16 but found 2.21.\n  This"),
+            "Framework tensorflow installed with version 2.16 but found 2.21.",
+        ),
+        (
+            RuntimeError("mpi_lib.so: undefined symbol: _ZN10tensorflow6"),
+            "mpi_lib.so: undefined symbol: _ZN10tensorflow6",
+        ),
+        (AttributeError(), "AttributeError()"),
+    ],
+)
+def test_a_horovod_that_is_not_built_or_for_another_tensorflow(monkeypatch, error, reason):
+    def fail(module):
+        raise error
+
+    monkeypatch.setattr(horovod.importlib, "import_module", fail)
+    with pytest.raises(StrategyError) as found:
+        horovod.load()
+    assert str(found.value) == (
+        f"Horovod is not usable here ({reason}): "
+        "build it with `make setup`, or use --strategy multiworker"
+    )
+
+
 def test_plain_srun_needs_gloo(monkeypatch):
     monkeypatch.delenv("HOROVOD_CONTROLLER", raising=False)
     hvd = types.SimpleNamespace(mpi_built=lambda: True, gloo_built=lambda: False)
