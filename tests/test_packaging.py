@@ -23,7 +23,7 @@ from packaging.version import Version
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WEIGHTS = sorted((ROOT / "kerass2" / "weights").glob("*.keras"))
 PACKAGES = ("kerass2", "data_pipelines", "strategies", "benchmarks")
-COMMANDS = ("fit", "evaluate", "predict", "prepare", "report", "card")
+COMMANDS = ("fit", "evaluate", "predict", "prepare", "report", "view", "card")
 LOCKED_EXTRAS = ("cpu", "io", "horovod", "export", "jax", "torch", "dev", "docs")
 # Modules that are named otherwise than their distribution.
 DISTRIBUTIONS = {
