@@ -1,8 +1,9 @@
 """`python -m benchmarks superres`: whole tiles sharpened, and training, against the machine's rate.
 
   tile        products from JP2 to COG: arithmetic a second as a share of what the machine's matrix
-              product reaches in the same process, how much of it is overlap, resident memory, and
-              how time and memory grow from half the edge to the whole
+              product reaches in the same process, how much of it is overlap, resident memory, what
+              reading and writing take alone, and how time and memory grow from half the edge to
+              the whole
   plain       the same with DSen2 against Keras' model.predict in float32 over windows of 128 px
               with a border of 8 px, which spends less than is exact, and of 16 px, which gives our
               pixels; and the error against the truth in both precisions
@@ -123,7 +124,9 @@ class _Bench:
                     f"tile {size} px, {name}, {precision}: {found['share']:.2f} of the matrix "
                     f"product's {found['matrix_product_flop_s'] / 1e9:.0f} GFLOP/s, "
                     f"{found['overlap']:.1%} overlap, {found['seconds']:.1f} s (start-up "
-                    f"{found['start_up_s']:.1f} s), {found['resident_gib']:.2f} GiB"
+                    f"{found['start_up_s']:.1f} s), {found['resident_gib']:.2f} GiB; without "
+                    f"arithmetic {found['transfer_s']:.1f} s, {found['transfer_cpu_s']:.1f} s of "
+                    "processors"
                 )
             growth = {
                 "seconds_a_pixel": _over(large, small, "seconds") / (sizes[1] / sizes[0]) ** 2,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kerass2.precision import POLICIES
 
 if TYPE_CHECKING:
+    from kerass2.networks import Network
     from kerass2.sharpen import Plan
 
 # Edges of the square matrices whose product is the machine's rate: the faster one counts.
@@ -82,11 +85,14 @@ def tile(case: dict[str, Any]) -> dict[str, Any]:
     seconds = time.perf_counter() - begin
     peak = _peak_resident()
     rates.append(measure_product(case["precision"]))
+    transfer_s, transfer_cpu_s = _time_transfer(plan, output.with_name(f"idle-{output.name}"))
     flop, inside = sharpen.count_work(plan)
     return {
         "seconds": seconds,
         "windows_s": spent[0],
         "output_s": spent[1],
+        "transfer_s": transfer_s,
+        "transfer_cpu_s": transfer_cpu_s,
         "start_up_s": start_up,
         "resident_gib": peak,
         "flop": flop,
@@ -115,6 +121,37 @@ def _warm_up(plan: Plan) -> None:
                     for name, ratio in network.ratios.items()
                 }
             )
+
+
+def _time_transfer(plan: Plan, output: pathlib.Path) -> tuple[float, float]:
+    """Seconds, and seconds of processors, of the same without arithmetic: reading and writing.
+
+    What they take of the processors, the matrix product had for itself.
+    """
+    import strategies
+    from kerass2 import outputs
+
+    idle = dataclasses.replace(plan, networks=tuple(_idle(n, plan) for n in plan.networks))
+    begin, cpu = time.perf_counter(), time.process_time()
+    target = outputs.Target(output, "COG")
+    outputs.write_output(idle, target, strategies.get("single"), identity={}, overwrite=True)
+    spent = time.perf_counter() - begin, time.process_time() - cpu
+    output.unlink()
+    return spent
+
+
+def _idle(network: Network, plan: Plan) -> Network:
+    """The network giving zeros at once."""
+    piece = network.place(plan.regions[0], plan.granule.shape)[0]
+    margin = piece.out.y - piece.view.y
+    ratio = network.ratios[network.lowres]
+
+    def predict(given: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        n, height, width, _ = given[network.lowres].shape
+        size = (ratio * height - 2 * margin, ratio * width - 2 * margin)
+        return np.zeros((n, *size, len(network.bands)), np.float32)
+
+    return dataclasses.replace(network, predict=predict)
 
 
 def _peak_resident() -> float:

@@ -7,14 +7,13 @@ elsewhere. On a patch no larger than a block, as in training, there is one block
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from kerass2.models import fused
+from kerass2.models import blocks, loops
 from kerass2.models.layers import MeanShift, SelfAttention
 
 # Lattices by how they are moved along y and x [half blocks]. Two do, but where a border of one
@@ -52,31 +51,54 @@ class Blended(keras.layers.Layer):
         """(batch, y, x, filter) in and out, in the type of the input."""
         _, height, width, _ = ops.shape(inputs)
         shares = blending_weights(height, width, self.block, self.lattices)
+        if len(shares) == 2 and blocks.divide(inputs, self.block).is_uncut:
+            return self._row_by_row(inputs, shares[1])
         own = self.inner(inputs)
         total = own
         half, rest = self.block // 2, self.block - self.block // 2
         for moved, share in zip(self.lattices[1:], shares[1:], strict=True):
             rows, columns = (slice(half, -rest) if m else slice(None) for m in moved)
-            part = self.inner(inputs[:, rows, columns])
-            margins = tuple((half, rest) if m else (0, 0) for m in moved)
-            total = fused.one_pass(_adding(margins), total, share, part, own)
+            margins = ((half, rest) if m else (0, 0) for m in moved)
+            part = ops.pad(self.inner(inputs[:, rows, columns]), ((0, 0), *margins, (0, 0)))
+            total = _add(total, share, part, own)
         return total
+
+    def _row_by_row(self, inputs: Any, share: Any) -> Any:
+        """Two lattices, the second moved along both axes: a row of blocks of each at a time.
+
+        An attention makes half a dozen tensors of the size of its input: of a row of blocks they
+        are small, and stay in the caches.
+        """
+        n, height, width, channels = ops.shape(inputs)
+        block, half = self.block, self.block // 2
+        rest = block - half
+
+        def step(number: Any, above: Any) -> tuple[Any, Any]:
+            """`above` is the lower half of the moved row before, which ends in this row."""
+            first = number * block
+            own = self.inner(ops.slice(inputs, (0, first, 0, 0), (n, block, width, channels)))
+            # Below the last row the moved lattice has none: any, since its share is 0 there.
+            start = ops.minimum(first + half, height - block)
+            moved = ops.slice(inputs, (0, start, half, 0), (n, block, width - block, channels))
+            moved = ops.pad(self.inner(moved), ((0, 0), (0, 0), (half, rest), (0, 0)))
+            part = ops.concatenate([above, moved[:, :rest]], axis=1)
+            here = ops.slice(share, (first, 0, 0), (block, width, 1))
+            return moved[:, rest:], _add(own, here, part, own)
+
+        start = ops.zeros((n, half, width, channels), inputs.dtype)
+        rows = loops.scan(step, height // block, start, inputs.dtype)
+        if not blocks.is_equal(n, 1):
+            rows = ops.transpose(rows, (1, 0, 2, 3, 4))
+        return ops.reshape(rows, (n, height, width, channels))
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         """Shape and type of the input."""
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
 
-@functools.cache
-def _adding(margins: tuple[tuple[int, int], ...]) -> Callable[..., Any]:
-    """Adds a moved lattice's part, which has no blocks in `margins`, to those before it."""
-
-    def add(total: Any, share: Any, part: Any, own: Any) -> Any:
-        # total + share * (part - own): so the sum of the shares is 1 to the last digit.
-        part = ops.pad(part, ((0, 0), *margins, (0, 0)))
-        return total + ops.cast(share, total.dtype) * (part - own)
-
-    return add
+def _add(total: Any, share: Any, part: Any, own: Any) -> Any:
+    """A moved lattice's part added: so the sum of the shares is 1 to the last digit."""
+    return total + ops.cast(share, total.dtype) * (part - own)
 
 
 def blending_weights(

@@ -53,24 +53,63 @@ def _each_in_arrays(
         return tuple(compute(0))
     num_groups = -(-count // group)
 
-    def step(number: Any, *arrays: Any) -> tuple[Any, ...]:
-        rows = compute(tf.minimum(number * group, count - group))
-        return number + 1, *(a.write(number, row) for a, row in zip(arrays, rows, strict=True))
+    def step(number: Any) -> tuple[Any, ...]:
+        return (), compute(tf.minimum(number * group, count - group))
 
-    _, *arrays = tf.while_loop(
-        lambda number, *arrays: number < num_groups,
-        step,
-        (tf.constant(0), *(tf.TensorArray(x.dtype, num_groups) for x in like)),
-        parallel_iterations=at_once,
-    )
+    _, stacked = _scan_in_arrays(step, num_groups, (), [x.dtype for x in like], at_once)
     surplus, before = num_groups * group - count, (num_groups - 1) * group
     whole = []
-    for array, row in zip(arrays, like, strict=True):
-        rows = tf.reshape(array.stack(), (num_groups * group, *ops.shape(row)))
+    for rows, row in zip(stacked, like, strict=True):
+        rows = tf.reshape(rows, (num_groups * group, *ops.shape(row)))
         if not (isinstance(surplus, int) and surplus == 0):
             rows = tf.concat([rows[:before], rows[before + surplus :]], axis=0)
         whole.append(tf.reshape(rows, (count, *ops.shape(row))))
     return tuple(whole)
+
+
+def scan(step: Any, count: Any, start: Any, dtype: str) -> Any:
+    """The rows of: value, rows[0] = step(0, start), value, rows[1] = step(1, value), ...
+
+    One step after the other, whose tensors do not lie in memory together.
+
+    Args:
+        step: (number, value) -> (value for the next step, row).
+        count: number of rows.
+        start: the first value, a tensor.
+        dtype: of the rows.
+
+    Returns:
+        A tensor of `count` rows.
+    """
+    if keras.backend.backend() == "tensorflow":
+
+        def carrying(number: Any, value: Any) -> tuple[Any, Any]:
+            value, row = step(number, value)
+            return (value,), (row,)
+
+        return _scan_in_arrays(carrying, count, (start,), [dtype], at_once=1)[1][0]
+    _, rows = ops.scan(lambda value, number: step(number, value), start, ops.arange(count))
+    return rows
+
+
+def _scan_in_arrays(
+    step: Any, count: Any, start: tuple[Any, ...], dtypes: list[Any], at_once: int
+) -> tuple[Any, list[Any]]:
+    """The last values of `step`: (number, *values) -> (values, rows), and all rows, stacked."""
+    import tensorflow as tf
+
+    def body(number: Any, values: Any, arrays: Any) -> Any:
+        values, rows = step(number, *values)
+        written = (a.write(number, row) for a, row in zip(arrays, rows, strict=True))
+        return number + 1, tuple(values), tuple(written)
+
+    _, values, arrays = tf.while_loop(
+        lambda number, values, arrays: number < count,
+        body,
+        (tf.constant(0), start, tuple(tf.TensorArray(dtype, count) for dtype in dtypes)),
+        parallel_iterations=at_once,
+    )
+    return values, [array.stack() for array in arrays]
 
 
 def fold(step: Any, count: Any, start: tuple[Any, ...]) -> tuple[Any, ...]:
