@@ -53,9 +53,9 @@ def arguments(prepared, workdir, settings: dict, *more: object) -> list[str]:
 
 
 @pytest.fixture
-def fit(run_command, prepared):
+def fit(run_lightly, prepared):
     def run(workdir, *more: object, **settings):
-        result = run_command("fit", *arguments(prepared, workdir, settings, *more))
+        result = run_lightly("fit", *arguments(prepared, workdir, settings, *more))
         assert result.returncode == 0, result.stderr
         return result
 
@@ -63,7 +63,7 @@ def fit(run_command, prepared):
 
 
 @pytest.fixture(scope="module")
-def trained(run_command, prepared, tmp_path_factory):
+def trained(run_lightly, prepared, tmp_path_factory):
     """(strategy, micro_batch) -> workdir after all steps, the same experiment by each."""
     folders: dict[tuple[str, int], pathlib.Path] = {}
 
@@ -73,7 +73,7 @@ def trained(run_command, prepared, tmp_path_factory):
             folder = tmp_path_factory.mktemp(strategy) / "work"
             more = ("--steps", STEPS, "--strategy", strategy)
             given = arguments(prepared, folder, {"run.micro_batch": micro_batch}, *more)
-            result = run_command("fit", *given)
+            result = run_lightly("fit", *given)
             assert result.returncode == 0, result.stderr
             folders[strategy, micro_batch] = folder
         return folders[strategy, micro_batch]

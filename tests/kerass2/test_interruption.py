@@ -20,7 +20,7 @@ from kerass2 import interruption
 from strategies.cluster import Cluster
 from strategies.single import SingleStrategy
 
-STEPS = 150
+STEPS = 80
 SETTINGS = ("model.options.filters=8", "model.options.blocks=2", "run.precision=float32")
 SETTINGS += ("run.global_batch=12", "run.log_every=1", "run.checkpoint_every=1000000")
 

@@ -36,7 +36,7 @@ def end_ranks(strategy: str, rank: int, how: str) -> list[str]:
     ("strategy", "rank"),
     [
         pytest.param("horovod", 0, marks=pytest.mark.horovod),
-        pytest.param("horovod", 1, marks=pytest.mark.horovod),
+        pytest.param("horovod", 1, marks=[pytest.mark.horovod, pytest.mark.cluster]),
         ("multiworker", 1),
     ],
 )
