@@ -124,6 +124,7 @@ def test_horovod_under_mpirun(data, tmp_path, horovods_builds, expected):
 
 
 @pytest.mark.mpi
+@pytest.mark.cluster
 def test_multiworker_under_mpirun(data, tmp_path, expected):
     _need("mpirun")
     check_fit(MPIRUN, "multiworker", data, tmp_path / "run", expected)
