@@ -49,8 +49,8 @@ help:
 	@echo "make test-slow   the tests marked slow"
 	@echo "make test-backends  the tests marked backends, in $(BACKENDS): JAX, PyTorch, ONNX"
 	@echo "make test-newest the tests of what uses Keras, in $(NEWEST): the newest of all, without Horovod"
-	@echo "make test-cluster  the tests marked cluster: a Slurm and two hosts of their own (as root)"
-	@echo "make test-docs   the documentation's commands, as they stand"
+	@echo "make test-cluster  the tests marked cluster: a Slurm, two hosts (as root), long runs of ranks"
+	@echo "make test-docs   the commands of README and documentation, as they stand"
 	@echo "make docs        the documentation site, into docs/_build/html"
 	@echo "make lint types  ruff; mypy"
 	@echo "make bench       every benchmark; make bench-step, make bench-pipeline one alone"
@@ -173,10 +173,10 @@ test-newest: $(NEWEST)/.packages
 		$(PYTEST_OPTIONS) $(NEWEST_TESTS)
 
 test-cluster: setup
-	$(PY) -m pytest -m cluster $(PYTEST_OPTIONS) tests/cluster
+	$(PY) -m pytest -m cluster $(PYTEST_OPTIONS) tests/cluster tests/strategies tests/kerass2
 
 test-docs: setup
-	$(PY) -m pytest -m docs $(PYTEST_OPTIONS) tests/test_docs.py
+	$(PY) -m pytest -m docs $(PYTEST_OPTIONS) tests/test_readme.py tests/test_packaging.py tests/test_docs.py
 
 docs: setup
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html

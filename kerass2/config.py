@@ -142,7 +142,8 @@ class RunConfig:
     """
     compression: Literal["none", "fp16", "bf16"] = "none"
     """What gradients are cast to on their way between ranks: half the bytes, and rounded. horovod
-    knows no bf16."""
+    knows no bf16. On the sample fp16 raised the RMSE by 0.02 %, bf16 by nothing (docs/equality.md).
+    """
     xla: bool = False
     """Compile the step with XLA; single only, Horovod's operations are no XLA operations."""
 

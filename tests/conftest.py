@@ -24,7 +24,18 @@ SHARED_DATA = pathlib.Path(os.environ.get("KERASS2_SHARED_DATA", "../shared/data
 
 
 # Files whose tests wait longest for each other: begun first, so that no process is left with one.
-LONGEST = ("test_equality.py", "test_readme.py", "test_pipeline.py")
+LONGEST = (
+    "test_equality.py",
+    "test_fit_validation.py",
+    "test_fit.py",
+    "test_label_training.py",
+    "test_launchers.py",
+    "test_interruption.py",
+    "test_elastic.py",
+    "test_pipeline.py",
+    "test_scaling.py",
+    "test_step.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
@@ -33,7 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     A test of all strategies has the mark `horovod` where its parameter says so.
     """
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
     for item in items:
         given = getattr(getattr(item, "callspec", None), "params", {}).values()
         if any(isinstance(value, str) and value == "horovod" for value in given):

@@ -245,6 +245,7 @@ def test_wheel_predicts_without_a_model(installed: pathlib.Path, tmp_path: pathl
         assert (file.read() > 0).all()
 
 
+@pytest.mark.docs  # it takes half a minute, and is what the README begins with
 def test_install_in_an_empty_environment(tmp_path: pathlib.Path) -> None:
     """`pip install .` as a user types it: an empty environment, dependencies from the index."""
     probe = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-cache-dir"]

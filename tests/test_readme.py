@@ -1,7 +1,8 @@
 """The README's commands and its example, run as they stand.
 
-`make demo` (under both strategies) and `make test` themselves are run by .ci/run, in a clean clone:
-here they could only run each other. `python -m benchmarks ...` is run by tests/benchmarks.
+`make test-docs` runs the long ones. `make demo` (under both strategies) and `make test` themselves
+are run by .ci/run, in a clean clone: here they could only run each other.
+`python -m benchmarks ...` is run by tests/benchmarks.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def run(command: str, folder: pathlib.Path, **variables: str) -> subprocess.Comp
     )
 
 
+@pytest.mark.docs
 @pytest.mark.horovod
 def test_the_tour(tmp_path):
     names = ("prepare", "data", "fit", "evaluate", "predict", "report", "doctor")
@@ -105,6 +107,7 @@ def test_which_failures_put_the_job_back(tmp_path, code, requeued):
         assert result.stdout == expected, result.stderr
 
 
+@pytest.mark.docs
 @pytest.mark.horovod
 @pytest.mark.parametrize("strategy", ["horovod", "multiworker"])
 def test_the_example_of_an_own_model(tmp_path, strategy):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import types
 
+import click.testing
 import pytest
 
+import kerass2.fit
 from benchmarks import learning_rate
 
 TINY = """--experiment dsen2_20m_compact --set model.options.filters=8 --set model.options.blocks=1
@@ -20,10 +24,24 @@ def run(run_benchmark, tmp_path):
     return call
 
 
-def test_the_command_writes_every_run_and_a_figure(run, tmp_path):
+def test_the_command_writes_every_run_and_a_figure(monkeypatch, tmp_path):
+    """The first training in a process of its own, the others in this one."""
+    begun = []
+
+    def run(command, **options):
+        begun.append(command)
+        if len(begun) == 1:
+            return subprocess.run(command, **options)
+        found = click.testing.CliRunner().invoke(kerass2.fit.main, command[3:])
+        assert found.exit_code == 0, found.output
+        return subprocess.CompletedProcess(command, 0, found.output, "")
+
+    monkeypatch.setattr(learning_rate, "subprocess", types.SimpleNamespace(run=run))
     path = tmp_path / "results" / "rules.jsonl"
-    result = run("-o", path)
-    assert result.returncode == 0, result.stderr
+    arguments = [*TINY.split(), "-o", str(path)]
+    result = click.testing.CliRunner().invoke(learning_rate.main, arguments)
+    assert result.exit_code == 0, result.output
+    assert len(begun) == len(learning_rate.RULES)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["rule"], line["batch"], line["steps"]) for line in lines] == [
         (rule, 4, 8) for rule in learning_rate.RULES

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import click.testing
 import pytest
 
 from benchmarks import all as everything
-from benchmarks import quality, record, scaling, shares
+from benchmarks import quality, record, scaling, shares, turns
 from benchmarks.scaling_rank import Alone, Stopwatch
 
 TINY = ["--set", "model.options.filters=8", "--set", "model.options.blocks=1"]
@@ -74,6 +77,40 @@ def test_a_stopwatch_counts_calls_that_fail_too(monkeypatch: pytest.MonkeyPatch)
     assert watch.seconds == 2.5
 
 
+@pytest.fixture(scope="module")
+def call() -> Iterator[Callable[..., Any]]:
+    """Call a command in this process; its ranks, real ones, go on to the next: starts take long."""
+    kept: dict[tuple[str, int], turns.Job] = {}
+    begin = scaling.start
+
+    def start(strategy: str, ranks: int, most: int, case: Mapping[str, Any]) -> Callable[[], Any]:
+        def job() -> turns.Job:
+            if (strategy, ranks) not in kept:
+                both = {"data": "synthetic", **case}
+                kept[strategy, ranks] = begin(strategy, ranks, most, both)()
+            return kept[strategy, ranks]
+
+        return job
+
+    @contextlib.contextmanager
+    def open_jobs(starts: Mapping[str, Callable[[], turns.Job]], report: Any) -> Iterator[Any]:
+        jobs = {name: start() for name, start in starts.items()}
+        yield {name: job.ready() for name, job in jobs.items()}
+
+    def run(command: click.Command, *options: object) -> Any:
+        found = click.testing.CliRunner().invoke(command, list(map(str, options)))
+        if found.exception and not isinstance(found.exception, SystemExit):
+            raise found.exception
+        return subprocess.CompletedProcess([], found.exit_code, found.output, found.output)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scaling, "start", start)
+        patch.setattr(turns, "open_jobs", open_jobs)
+        yield run
+    for job in kept.values():
+        job.close()
+
+
 def read(path: pathlib.Path, result: Any) -> list[record.Line]:
     assert result.returncode == 0, result.stderr
     assert "left out" not in result.stderr
@@ -84,11 +121,11 @@ def read(path: pathlib.Path, result: Any) -> list[record.Line]:
 
 @pytest.mark.horovod
 def test_scaling_writes_both_curves_and_their_ratio(
-    run_benchmark: Callable[..., Any], tmp_path: pathlib.Path
+    call: Callable[..., Any], tmp_path: pathlib.Path
 ) -> None:
     path = tmp_path / "scaling.jsonl"
-    options = [*TINY, "--precision", "float32", "--batch", "2", "--patch", "16", "--rounds", "1"]
-    result = run_benchmark("scaling", *options, "--steps", "1", "-o", path, cwd=tmp_path)
+    options = [*TINY, "--precision", "float32", "--batch", "2", "--rounds", "1"]
+    result = call(scaling.main, *options, "--steps", "1", "-o", path)
     lines = read(path, result)
     curves = [line for line in lines if line["what"] == "scaling"]
     assert [(c["mode"], c["strategy"], c["ranks"], c["global_batch"]) for c in curves] == [
@@ -110,10 +147,10 @@ def test_scaling_writes_both_curves_and_their_ratio(
 
 
 @pytest.mark.horovod
-def test_shares_add_up(run_benchmark: Callable[..., Any], tmp_path: pathlib.Path) -> None:
+def test_shares_add_up(call: Callable[..., Any], tmp_path: pathlib.Path) -> None:
     path = tmp_path / "shares.jsonl"
     options = [*TINY, "--precision", "float32", "--batch", "2", "--rounds", "1", "--steps", "2"]
-    lines = read(path, run_benchmark("shares", *options, "-o", path, cwd=tmp_path))
+    lines = read(path, call(shares.main, *options, "-o", path))
     assert [(line["strategy"], line["ranks"]) for line in lines] == [
         ("single", 1),
         ("horovod", 2),
@@ -158,8 +195,6 @@ def test_quality_is_the_commands_own_scores(
 def test_a_training_that_fails_is_named_and_the_others_are_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    import click.testing
-
     answers: list[Mapping[str, float] | None] = [None, {"rmse": 2.0, "steps": 4.0}]
     monkeypatch.setattr(quality, "_train", lambda *_: answers.pop(0))
     path = tmp_path / "q.jsonl"
@@ -185,8 +220,6 @@ def test_scores_of_labels_are_flat() -> None:
 def test_all_goes_on_after_a_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    import click.testing
-
     ran: list[list[str]] = []
 
     def run(command: list[str], check: bool) -> Any:

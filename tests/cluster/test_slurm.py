@@ -96,6 +96,17 @@ def test_predict_on_two_nodes_equals_one_process(slurm, prepared, reference, tmp
         np.testing.assert_array_equal(nodes.read(), one.read())
 
 
+def test_training_on_more_and_more_nodes(slurm, prepared, reference, tmp_path):
+    command = ["slurm/scaling.sbatch", *options(prepared, tmp_path / "unused", STEPS)]
+    job = slurm.submit(*command, STRATEGY="multiworker", NODES="1 2", WORKDIR=str(tmp_path))
+    slurm.wait(job, "COMPLETED")
+    said = re.findall(r"ranks +(\d), strategy multiworker", slurm.output(job))
+    assert said == ["1", "2"]
+    assert distance(reference, tmp_path / "nodes-1") <= 10 * TOLERANCE  # in one sum
+    assert distance(reference, tmp_path / "nodes-2") <= TOLERANCE
+    assert not (tmp_path / "unused").exists()
+
+
 def test_a_cancelled_job_saves_ends_and_stays_away(slurm, prepared, tmp_path):
     workdir = tmp_path / "run"
     job = slurm.submit("slurm/fit_multiworker.sbatch", *options(prepared, workdir, 10**6))

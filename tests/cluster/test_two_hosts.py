@@ -42,8 +42,9 @@ def fit(strategy: str, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_fit_on_two_hosts_equals_two_local_ranks(hosts, prepared, reference, tmp_path, strategy):
+    """By the interface that is asked for."""
     command = fit(strategy, *options(prepared, tmp_path / "run", STEPS))
-    ranks = hosts.start_ranks(command, **RANKS)
+    ranks = hosts.start_ranks(command, KERASS2_INTERFACE=two_hosts.CABLE, **RANKS)
     ends = [rank.communicate(timeout=120) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], ends
     assert distance(reference, tmp_path / "run") <= TOLERANCE

@@ -60,23 +60,43 @@ def run_on_backend() -> Callable[..., None]:
     return run
 
 
-@pytest.fixture
-def run_here(monkeypatch) -> Run:
-    """The same in this process, for commands that end with an error before any work."""
+@pytest.fixture(scope="session")
+def run_here() -> Run:
+    """The same in this process, where TensorFlow is there already: single processes only."""
 
-    def run(command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        command: str, *arguments: object, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         main = importlib.import_module(f"kerass2.{command}").main
-        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # cli.run puts its own
         out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
         with (
+            pytest.MonkeyPatch.context() as patch,
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             pytest.raises(SystemExit) as ending,
         ):
+            patch.setattr(sys, "argv", [command, *map(str, arguments)])
+            patch.setattr(warnings, "showwarning", warnings.showwarning)  # cli.run puts its own
+            for name, value in environment.items():
+                patch.setenv(name, value)
             cli.run(main)
         texts = (stream.buffer.getvalue().decode() for stream in (out, err))
-        return subprocess.CompletedProcess(sys.argv, ending.value.code, *texts)
+        return subprocess.CompletedProcess(sys.argv, ending.value.code or 0, *texts)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_lightly(run_here, run_command) -> Run:
+    """The same, in this process unless several ranks are asked for: each start takes seconds."""
+
+    def run(
+        command: str, *arguments: object, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        words = [*map(str, arguments)]
+        strategy = words[words.index("--strategy") + 1] if "--strategy" in words else "single"
+        chosen = run_here if strategy == "single" else run_command
+        return chosen(command, *words, **environment)
 
     return run
 

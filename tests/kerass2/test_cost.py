@@ -9,10 +9,12 @@ import sys
 import time
 from typing import Any
 
+import click.testing
 import pytest
 import tensorflow as tf
 
 from kerass2 import config, models
+from kerass2.models import __main__ as command
 from kerass2.models import cost
 
 COMMAND = [sys.executable, "-m", "kerass2.models"]
@@ -69,7 +71,7 @@ def test_attention_beside_convolutions() -> None:
 
 
 def test_command_prints_every_model_and_experiment() -> None:
-    done = subprocess.run([*COMMAND, "--json"], capture_output=True, text=True, check=True)
+    done = click.testing.CliRunner().invoke(command.main, ["--json"])
     rows = {row["name"]: row for row in json.loads(done.stdout)}
     assert list(rows) == [*models.MODELS, *config.names()]
     assert rows["dsen2"]["parameters"] == rows["dsen2_20m"]["parameters"] == 1_789_574

@@ -499,7 +499,11 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "strategy", [pytest.param("horovod", marks=pytest.mark.horovod), "multiworker"]
+    "strategy",
+    [
+        pytest.param("horovod", marks=pytest.mark.horovod),
+        pytest.param("multiworker", marks=pytest.mark.cluster),
+    ],
 )
 def test_two_real_ranks_give_the_same_numbers(
     strategy: str, model: keras.Model, workdir: pathlib.Path, data: pathlib.Path

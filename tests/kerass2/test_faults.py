@@ -18,7 +18,7 @@ from tests.kerass2 import faults
 
 
 @pytest.fixture(scope="module")
-def unbroken(prepared, tmp_path_factory):
+def unbroken(prepared, run_lightly, tmp_path_factory):
     """Strategy -> weights of a run without a fault."""
     found = {}
 
@@ -27,8 +27,8 @@ def unbroken(prepared, tmp_path_factory):
             pytest.importorskip("horovod", reason="Horovod is not built here")
         if strategy not in found:
             workdir = tmp_path_factory.mktemp(strategy) / "w"
-            command = ["-m", "kerass2.fit", *faults.command(prepared, workdir, strategy)]
-            subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=200)
+            result = run_lightly("fit", *faults.command(prepared, workdir, strategy))
+            assert result.returncode == 0, result.stderr
             found[strategy] = faults.weights(workdir)
         return found[strategy]
 

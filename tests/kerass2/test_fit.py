@@ -25,6 +25,7 @@ from data_pipelines.spec import DataError
 from kerass2 import checkpoint, config, evaluate
 from kerass2.fit import fit as run_fit
 from kerass2.job import check
+from strategies import launch
 from strategies.cluster import Cluster
 from strategies.single import SingleStrategy
 
@@ -46,6 +47,12 @@ STEPS = 30
 STRATEGIES = ("single", "horovod", "multiworker")
 
 
+def one_of_two(name: str) -> list:
+    """Single and this strategy in `make test`, the other in `make test-cluster`."""
+    (other,) = set(STRATEGIES[1:]) - {name}
+    return ["single", name, pytest.param(other, marks=pytest.mark.cluster)]
+
+
 def need(strategy: str) -> None:
     if strategy == "horovod":
         pytest.importorskip("horovod", reason="Horovod is not built here")
@@ -64,14 +71,14 @@ def log_lines(workdir: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
 
 
-def fit(run_command, prepared, workdir, *arguments, **environment):
-    return run_command(
+def fit(run_lightly, prepared, workdir, *arguments, **environment):
+    return run_lightly(
         "fit", "--data", prepared, "--workdir", workdir, *SHORT, *arguments, **environment
     )
 
 
 @pytest.fixture(scope="module")
-def trained(run_command, prepared, tmp_path_factory):
+def trained(run_lightly, prepared, tmp_path_factory):
     """Strategy -> workdir after STEPS steps, the same experiment by each."""
     folders = {}
 
@@ -79,7 +86,7 @@ def trained(run_command, prepared, tmp_path_factory):
         need(strategy)
         if strategy not in folders:
             folder = tmp_path_factory.mktemp(strategy) / "work"
-            result = fit(run_command, prepared, folder, "--steps", STEPS, "--strategy", strategy)
+            result = fit(run_lightly, prepared, folder, "--steps", STEPS, "--strategy", strategy)
             assert result.returncode == 0, result.stderr
             folders[strategy] = folder, result
         return folders[strategy]
@@ -176,12 +183,12 @@ def test_resume_after_kill_gives_the_unbroken_weights(
     assert steps == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_max_time_ends_all_ranks_at_the_same_step(run_command, prepared, tmp_path, strategy):
+@pytest.mark.parametrize("strategy", one_of_two("horovod"))
+def test_max_time_ends_all_ranks_at_the_same_step(run_lightly, prepared, tmp_path, strategy):
     need(strategy)
     begin = time.monotonic()
     result = fit(
-        run_command,
+        run_lightly,
         prepared,
         tmp_path / "w",
         "--steps",
@@ -199,8 +206,8 @@ def test_max_time_ends_all_ranks_at_the_same_step(run_command, prepared, tmp_pat
     assert f"{last['step']} steps" in result.stdout
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_loss_that_is_not_finite_stops_all_ranks(run_command, prepared, tmp_path, strategy):
+@pytest.mark.parametrize("strategy", one_of_two("multiworker"))
+def test_a_loss_that_is_not_finite_stops_all_ranks(run_lightly, prepared, tmp_path, strategy):
     need(strategy)
     explode = (
         "--set",
@@ -211,7 +218,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(run_command, prepared, tmp_pa
         "run.checkpoint_every=1",
     )
     result = fit(
-        run_command,
+        run_lightly,
         prepared,
         tmp_path / "w",
         "--steps",
@@ -283,24 +290,24 @@ def test_a_wrong_command_line_ends_the_process(
     assert "Traceback" not in result.stderr
 
 
-def test_results_are_kept_unless_asked(trained, run_command, prepared, tmp_path):
+def test_results_are_kept_unless_asked(trained, run_lightly, prepared, tmp_path):
     workdir = tmp_path / "w"
     shutil.copytree(trained("single")[0], workdir)
     before = weights(workdir)
-    same = fit(run_command, prepared, workdir, "--steps", STEPS)
+    same = fit(run_lightly, prepared, workdir, "--steps", STEPS)
     assert same.returncode == 1
     assert "--resume to go on, or --overwrite" in same.stderr
-    other = fit(run_command, prepared, workdir, "--steps", STEPS, "--set", "loss=l2")
+    other = fit(run_lightly, prepared, workdir, "--steps", STEPS, "--set", "loss=l2")
     assert other.returncode == 1
     assert "another experiment (loss: l1 there, l2 here)" in other.stderr
     np.testing.assert_array_equal(weights(workdir), before)
     # What may change on the way: the length, what is kept, the parts of a batch.
     more = ("--resume", "--keep", 3, "--set", "run.accumulation_steps=2")
-    resumed = fit(run_command, prepared, workdir, "--steps", STEPS + 2, *more)
+    resumed = fit(run_lightly, prepared, workdir, "--steps", STEPS + 2, *more)
     assert resumed.returncode == 0, resumed.stderr
     found = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     assert found == [f"step-{step:08d}.npz" for step in (28, STEPS, STEPS + 2)]
-    again = fit(run_command, prepared, workdir, "--steps", 2, "--overwrite")
+    again = fit(run_lightly, prepared, workdir, "--steps", 2, "--overwrite")
     assert again.returncode == 0, again.stderr
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["step-00000002.npz"]
 
@@ -323,11 +330,11 @@ def damage(folder: pathlib.Path, how: str) -> None:
     ("how", "strategy"),
     [("flipped", "single"), ("flipped", "multiworker"), ("cut", "single"), ("missing", "single")],
 )
-def test_a_damaged_shard_is_named(run_command, prepared, tmp_path, how, strategy):
+def test_a_damaged_shard_is_named(run_lightly, prepared, tmp_path, how, strategy):
     shutil.copytree(prepared, tmp_path / "data")
     damage(tmp_path / "data", how)
     result = fit(
-        run_command, tmp_path / "data", tmp_path / "w", "--steps", 5, "--strategy", strategy
+        run_lightly, tmp_path / "data", tmp_path / "w", "--steps", 5, "--strategy", strategy
     )
     assert result.returncode == 1, result.stderr
     last = result.stderr.splitlines()[-1]
@@ -337,32 +344,23 @@ def test_a_damaged_shard_is_named(run_command, prepared, tmp_path, how, strategy
     assert not (tmp_path / "w" / "model.keras").exists()
 
 
-def test_more_workers_than_cores_is_said(run_command, prepared, tmp_path):
+def test_more_workers_than_cores_is_said(run_here, prepared, tmp_path, monkeypatch):
     workers = len(os.sched_getaffinity(0)) + 1
-    result = fit(
-        run_command,
-        prepared,
-        tmp_path / "w",
-        "--steps",
-        2,
-        "--strategy",
-        "multiworker",
-        "--workers",
-        workers,
-        "--set",
-        f"run.global_batch={workers}",
-    )
-    assert result.returncode == 0, result.stderr
+    monkeypatch.setattr(launch, "run", lambda command, **options: options["workers"])
+    chosen = ("--strategy", "multiworker", "--workers", workers)
+    batch = ("--set", f"run.global_batch={workers}")
+    result = fit(run_here, prepared, tmp_path / "w", "--steps", 2, *chosen, *batch)
+    assert result.returncode == workers
     assert f"warning: {workers} workers share {workers - 1} cores" in result.stderr
 
 
-def test_resume_refuses_other_data(trained, run_command, prepared, granule_folder, tmp_path):
+def test_resume_refuses_other_data(trained, run_command, run_here, granule_folder, tmp_path):
     workdir, other = tmp_path / "w", tmp_path / "other"
     shutil.copytree(trained("single")[0], workdir)
     made = run_command("prepare", granule_folder, "-o", other, "--seed", 1, "--stride", 24)
     assert made.returncode == 0, made.stderr
     given = ("--workdir", workdir, "--data", other, "--resume", "--steps", STEPS + 2)
-    result = run_command("fit", *given)
+    result = run_here("fit", *given)
     assert result.returncode == 1
     assert f"{workdir} was begun with other data" in result.stderr
     assert (workdir / "model.keras").exists()
@@ -370,19 +368,19 @@ def test_resume_refuses_other_data(trained, run_command, prepared, granule_folde
 
 @pytest.mark.parametrize("strategy", ["single", "multiworker"])
 def test_a_product_trains_as_what_is_prepared_of_it(
-    trained, run_command, granule_folder, tmp_path, strategy
+    trained, run_lightly, granule_folder, tmp_path, strategy
 ):
     """It fits into the buffer, so that the order is the same, too."""
     workdir, cache = tmp_path / "w", {"KERASS2_CACHE": str(tmp_path / "cache")}
     chosen = ("--strategy", strategy)
-    result = fit(run_command, granule_folder, workdir, "--steps", STEPS, *chosen, **cache)
+    result = fit(run_lightly, granule_folder, workdir, "--steps", STEPS, *chosen, **cache)
     assert result.returncode == 0, result.stderr
     assert f"{granule_folder}, cut as it is read (SYNTHETIC: MADE UP" in result.stdout
     assert len(list((tmp_path / "cache" / "surveys").iterdir())) == 1
     expected = weights(trained(strategy)[0])
     assert np.linalg.norm(weights(workdir) - expected) / np.linalg.norm(expected) <= 1e-6
     if strategy == "single":
-        scores = run_command("evaluate", workdir, "--json", **cache)
+        scores = run_lightly("evaluate", workdir, "--json", **cache)
         assert scores.returncode == 0, scores.stderr
         found = json.loads(scores.stdout)
         assert found["synthetic"] is True
@@ -408,28 +406,37 @@ def test_a_product_that_has_changed_is_other_data(granule_folder, tmp_path, monk
         check(experiment, str(tmp_path / "cache"), tmp_path / "v", resume=False, **arguments)
 
 
-def test_a_resumed_run_drops_what_its_old_weights_made(trained, run_command, prepared, tmp_path):
+def test_a_resumed_run_drops_what_its_old_weights_made(trained, run_lightly, prepared, tmp_path):
     workdir = tmp_path / "w"
     shutil.copytree(trained("single")[0], workdir)
     (workdir / "evaluation.json").write_text("{}")
-    result = run_command("fit", "--workdir", workdir, "--resume", "--steps", STEPS + 1)
+    result = run_lightly("fit", "--workdir", workdir, "--resume", "--steps", STEPS + 1)
     assert result.returncode == 0, result.stderr
     assert not (workdir / "evaluation.json").exists()
     assert (workdir / "model.keras").exists()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_low_precision_trains_and_resumes(run_command, prepared, tmp_path, precision, strategy):
+@pytest.mark.parametrize(
+    ("precision", "strategy"),
+    [
+        ("bfloat16", "single"),
+        ("float16", "single"),
+        ("float16", "horovod"),
+        pytest.param("float16", "multiworker", marks=pytest.mark.cluster),
+        pytest.param("bfloat16", "horovod", marks=pytest.mark.cluster),
+        pytest.param("bfloat16", "multiworker", marks=pytest.mark.cluster),
+    ],
+)
+def test_low_precision_trains_and_resumes(run_lightly, prepared, tmp_path, precision, strategy):
     need(strategy)
     chosen = ("--strategy", strategy, "--set", f"run.precision={precision}")
-    result = fit(run_command, prepared, tmp_path / "w", "--steps", 4, *chosen)
+    result = fit(run_lightly, prepared, tmp_path / "w", "--steps", 4, *chosen)
     assert result.returncode == 0, result.stderr
     assert f"parameters, {precision}" in result.stdout
     assert np.isfinite(weights(tmp_path / "w")).all()
     if precision == "bfloat16":  # its checkpoints are those of float32
         return
-    resumed = run_command("fit", "--workdir", tmp_path / "w", "--resume", "--steps", 6, *chosen)
+    resumed = run_lightly("fit", "--workdir", tmp_path / "w", "--resume", "--steps", 6, *chosen)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after 4" in resumed.stdout
     assert np.isfinite(weights(tmp_path / "w")).all()

@@ -31,12 +31,12 @@ def weights(path):
 
 
 @pytest.mark.parametrize("strategy", ["single", "horovod", "multiworker"])
-def test_a_run_starts_from_the_file(run_command, run_here, prepared, start, tmp_path, strategy):
+def test_a_run_starts_from_the_file(run_lightly, run_here, prepared, start, tmp_path, strategy):
     if strategy == "horovod":
         pytest.importorskip("horovod", reason="Horovod is not built here")
     given = ("dsen2_20m_compact", "--data", prepared, "--workdir", tmp_path / "w", *SETTINGS)
     more = ("--init", start, "--steps", 2, "--strategy", strategy)
-    result = run_command("fit", *given, *more)
+    result = run_lightly("fit", *given, *more)
     assert result.returncode == 0, result.stderr
     assert f"weights  dsen2's, {start}" in result.stdout
     for found, expected in zip(
@@ -51,12 +51,12 @@ def test_a_run_starts_from_the_file(run_command, run_here, prepared, start, tmp_
     refused = run_here("fit", *given, *more, "--resume")
     assert refused.returncode == 2
     assert "--init" in refused.stderr
-    resumed = run_command("fit", *given, "--steps", 3, "--resume")
+    resumed = run_lightly("fit", *given, "--steps", 3, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads((tmp_path / "w" / "data.json").read_text())["init"] == record
     # Killed before the first checkpoint: what it was begun with is what it begins with again.
     shutil.rmtree(tmp_path / "w" / "checkpoints")
-    anew = run_command("fit", *given, "--steps", 2, "--resume")
+    anew = run_lightly("fit", *given, "--steps", 2, "--resume")
     assert anew.returncode == 0, anew.stderr
     assert f"weights  dsen2's, {start}" in anew.stdout
 

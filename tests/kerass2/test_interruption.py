@@ -20,7 +20,7 @@ from kerass2 import interruption
 from strategies.cluster import Cluster
 from strategies.single import SingleStrategy
 
-STEPS = 150
+STEPS = 80
 SETTINGS = ("model.options.filters=8", "model.options.blocks=2", "run.precision=float32")
 SETTINGS += ("run.global_batch=12", "run.log_every=1", "run.checkpoint_every=1000000")
 
@@ -71,7 +71,7 @@ def scontrol(tmp_path) -> pathlib.Path:
     return folder
 
 
-def test_a_warned_run_goes_on_where_it_was(prepared, tmp_path, scontrol):
+def test_a_warned_run_goes_on_where_it_was(run_here, prepared, tmp_path, scontrol):
     """Bit for bit; started again by the same command, which says --overwrite."""
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     path = f"{scontrol}:{os.environ['PATH']}"
@@ -93,7 +93,8 @@ def test_a_warned_run_goes_on_where_it_was(prepared, tmp_path, scontrol):
     )
     assert restarted.returncode == 0, restarted.stderr
     assert f"resuming after {done}" in restarted.stdout
-    subprocess.run(command(prepared, whole), check=True, capture_output=True, timeout=200)
+    unbroken = run_here("fit", *command(prepared, whole)[3:])
+    assert unbroken.returncode == 0, unbroken.stderr
     assert losses(broken) == losses(whole)
     for name in ("model.keras", "experiment.json"):
         assert (broken / name).exists()

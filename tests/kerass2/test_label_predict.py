@@ -213,7 +213,9 @@ def test_geojson_and_geoparquet_say_the_same(files, predict, tmp_path):
     assert about["bbox"] == [lons.min(), lats.min(), lons.max(), lats.max()]
 
 
-@pytest.mark.parametrize("strategy", ["horovod", "multiworker"])
+@pytest.mark.parametrize(
+    "strategy", [pytest.param("horovod", marks=pytest.mark.cluster), "multiworker"]
+)
 def test_two_ranks_write_the_same(files, predict, run_command, tmp_path, strategy):
     if strategy == "horovod":
         pytest.importorskip("horovod", reason="Horovod is not built here")

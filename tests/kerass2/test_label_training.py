@@ -133,8 +133,15 @@ def short(fit, tmp_path_factory):
 
 
 # Bottlenecks of so few filters are chaotic: six steps let rounding grow to 1e-3. So it is two.
-@pytest.mark.parametrize(("depth", "steps"), [(10, 6), (14, 2)])
-@pytest.mark.parametrize("strategy", ["horovod", "multiworker"])
+@pytest.mark.parametrize(
+    ("strategy", "depth", "steps"),
+    [
+        ("horovod", 14, 2),
+        ("multiworker", 10, 6),
+        pytest.param("horovod", 10, 6, marks=pytest.mark.cluster),
+        pytest.param("multiworker", 14, 2, marks=pytest.mark.cluster),
+    ],
+)
 def test_two_ranks_are_one_process_that_normalises_each_slice(short, strategy, depth, steps):
     found, expected = (weights(short(name, depth, steps)) for name in (strategy, "single"))
     flat = [np.concatenate([w.ravel() for w in x]).astype(float) for x in (found, expected)]
@@ -263,8 +270,8 @@ def test_wrong_settings(data, tmp_path, settings, message):
         session.prepare(checked, SingleStrategy(Cluster("none")))
 
 
-def test_an_archive_has_to_be_prepared(run_command, tmp_path):
-    result = run_command("fit", "bigearthnet_rgb", "--data", tmp_path, "--workdir", tmp_path / "a")
+def test_an_archive_has_to_be_prepared(run_here, tmp_path):
+    result = run_here("fit", "bigearthnet_rgb", "--data", tmp_path, "--workdir", tmp_path / "a")
     assert result.returncode != 0
     assert f"{tmp_path}: no prepared data set; make one: python -m kerass2.prepare" in result.stderr
     assert "Traceback" not in result.stderr

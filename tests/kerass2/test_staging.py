@@ -68,9 +68,9 @@ def test_a_product_cannot_be_copied(granule_folder, tmp_path):
         staging.stage(data, tmp_path, SingleStrategy(Cluster("none")))
 
 
-def test_fit_trains_from_it(prepared, tmp_path, run_command):
+def test_fit_trains_from_it(prepared, tmp_path, run_here):
     command = ["fit", "--data", prepared, "--stage", tmp_path / "local"]
     small = ["--set", "model.options.filters=8", "--set", "model.options.blocks=2"]
-    result = run_command(*command, "--workdir", tmp_path / "run", "--steps", "1", *small)
+    result = run_here(*command, "--workdir", tmp_path / "run", "--steps", "1", *small)
     assert result.returncode == 0, result.stderr
     assert f"from its copy {tmp_path / 'local'}/kerass2-" in result.stderr

@@ -16,12 +16,12 @@ RUN = (*TINY, "run.global_batch=8", "run.validate_every=4", "run.log_every=1")
 
 
 @pytest.fixture(scope="module")
-def workdir(run_command, prepared, tmp_path_factory) -> pathlib.Path:
+def workdir(run_here, prepared, tmp_path_factory) -> pathlib.Path:
     """Of 8 steps with two validations; two steps are profiled."""
     folder = tmp_path_factory.mktemp("run") / "work"
     settings = [f"--set={each}" for each in RUN]
     given = ("--data", prepared, "--workdir", folder, "--steps", 8, "--profile", 2)
-    done = run_command("fit", "superres_20m_compact", *given, *settings)
+    done = run_here("fit", "superres_20m_compact", *given, *settings)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -21,6 +21,8 @@ MODELS = ("s2x", "dsen2", "batch_norm", "batch_norm_synchronised")
 # Not whole in any binary type.
 NUMBERS = np.array([0.1, 0.3, 7e-4])
 OPTIMIZERS = ("adam", "sgd")
+# Model, optimizer, largest norm.
+Case = tuple[str, str, float | None]
 CLIPS = (None, 0.05)
 CASES = (
     *itertools.product(MODELS, OPTIMIZERS, CLIPS),
@@ -30,6 +32,19 @@ CASES = (
     ("wide_resnet", "lars", 0.05),
     ("wide_resnet", "lamb", None),
 )
+# Of three ranks, in `make test`: every network, optimizer and kind of statistics, clipped and not.
+# The others of three ranks: `make test-cluster`.
+FEW = (
+    ("s2x", "adam", None),
+    ("s2x", "nadam", None),
+    ("dsen2", "sgd", 0.05),
+    ("batch_norm", "sgd", None),
+    ("batch_norm_synchronised", "adam", 0.05),
+    ("wide_resnet", "lars", 0.05),
+    ("wide_resnet", "lamb", None),
+)
+# What one job trains.
+PARTS = {"all": CASES, "few": FEW, "rest": tuple(case for case in CASES if case not in FEW)}
 # Local statistics: one process that normalises each rank's slice by itself.
 LOCAL = ("batch_norm", "wide_resnet")
 # Trained once more with the sum taken out.
@@ -38,6 +53,11 @@ BROKEN = (
     ("s2x", "adam", None),
     ("batch_norm_synchronised", "sgd", None),
 )
+
+
+def num_slices(case: Case, workers: int) -> int:
+    """Slices of a batch that the reference of so many ranks normalises each by itself."""
+    return workers if case[0] in LOCAL else 1
 
 
 def build_model(name: str, *, reference: bool = False) -> keras.Model:

@@ -1,6 +1,6 @@
 """Step of SGD on a gradient that differs per rank, without and with strategy.start.
 
-python sum_rank.py multiworker OUT. Run by strategies.launch.
+python sum_rank.py multiworker OUT. Run by strategies.launch. Leaves TensorFlow's patience [ms], too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 import strategies
 from strategies import base
@@ -19,7 +20,8 @@ from strategies import base
 def main() -> None:
     name, out = sys.argv[1:]
     strategy = strategies.get(name)
-    weights = {}
+    patience = context.context()._coordination_service_config.heartbeat_timeout_in_ms
+    found = {"patience": np.array(patience)}
     for started in (False, True):
         with strategy.scope():
             dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
@@ -35,8 +37,8 @@ def main() -> None:
 
         step = tf.function(lambda gradient, run=replica_step: strategy.run(run, gradient))
         step(tf.fill((2, 1), strategy.rank + 1.0))
-        weights["started" if started else "plain"] = model.get_weights()[0]
-    np.savez(pathlib.Path(out) / f"rank{strategy.rank}.npz", **weights)
+        found["started" if started else "plain"] = model.get_weights()[0]
+    np.savez(pathlib.Path(out) / f"rank{strategy.rank}.npz", **found)
     base.leave(strategy)
 
 

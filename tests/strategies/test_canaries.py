@@ -15,14 +15,14 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 
 
-def run_ranks(strategy: str, *script: str) -> subprocess.CompletedProcess:
+def run_ranks(strategy: str, *script: str, **environ: str) -> subprocess.CompletedProcess:
     """Run a Python script as two ranks."""
     launcher = ["-m", "strategies.launch", "--strategy", strategy, "--workers", "2", "--"]
     return subprocess.run(
         [sys.executable, *launcher, sys.executable, *script],
         capture_output=True,
         text=True,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **environ},
         timeout=200,
     )
 
@@ -59,12 +59,15 @@ def test_keras_fit_fails_for_its_reason(keras_fit):
 
 
 @pytest.fixture(scope="module")
-def horovods_optimizer(tmp_path_factory) -> tuple[int, list[np.ndarray]]:
-    """Exit code and each rank's kernel (zero before) after a step of fit; data differ per rank."""
+def horovods_keras(
+    tmp_path_factory,
+) -> tuple[subprocess.CompletedProcess, list[np.ndarray]]:
+    """What two ranks said, and each one's kernel (zero before) after a step of fit; data differ."""
     pytest.importorskip("horovod", reason="Horovod is not built here")
     out = tmp_path_factory.mktemp("kernels")
     code = f"""
         import horovod.tensorflow.keras as hvd, keras, numpy as np
+        from horovod.tensorflow.elastic import TensorFlowKerasState
         hvd.init()
         dense = keras.layers.Dense(1, kernel_initializer="zeros")
         model = keras.Sequential([keras.Input((2,)), dense])
@@ -72,9 +75,17 @@ def horovods_optimizer(tmp_path_factory) -> tuple[int, list[np.ndarray]]:
         x = np.full((4, 2), 1.0 + hvd.rank())
         model.fit(x, np.ones((4, 1)), batch_size=4, verbose=0)
         np.save({str(out)!r} + f"/{{hvd.rank()}}.npy", model.get_weights()[0])
+        plain = keras.optimizers.SGD()
+        plain.build(model.trainable_variables)
+        try:
+            TensorFlowKerasState(model, plain).sync()
+        except Exception as error:
+            print("elastic:", repr(error))
+        else:
+            print("elastic: works")
     """
     result = run_ranks("horovod", "-c", textwrap.dedent(code))
-    return result.returncode, [np.load(out / f"{rank}.npy") for rank in range(2)]
+    return result, [np.load(out / f"{rank}.npy") for rank in range(2)]
 
 
 @pytest.mark.horovod
@@ -83,16 +94,16 @@ def horovods_optimizer(tmp_path_factory) -> tuple[int, list[np.ndarray]]:
     raises=AssertionError,
     reason="Keras 3 never calls the hooks of Horovod's optimizer: nothing is reduced",
 )
-def test_horovods_keras_optimizer_reduces(horovods_optimizer):
-    _, kernels = horovods_optimizer
+def test_horovods_keras_optimizer_reduces(horovods_keras):
+    _, kernels = horovods_keras
     np.testing.assert_allclose(kernels[0], kernels[1])
 
 
 @pytest.mark.horovod
-def test_horovods_optimizer_fails_for_its_reason(horovods_optimizer):
+def test_horovods_optimizer_fails_for_its_reason(horovods_keras):
     """The same run: the step is taken on each rank, with that rank's own gradient."""
-    code, kernels = horovods_optimizer
-    assert code == 0
+    result, kernels = horovods_keras
+    assert result.returncode == 0
     # Gradient of (k.x - 1)^2 at k = 0: -2 x, with x = rank + 1.
     for rank, kernel in enumerate(kernels):
         np.testing.assert_allclose(kernel, np.full((2, 1), 0.2 * (rank + 1)), rtol=1e-5)
@@ -105,22 +116,8 @@ def test_horovods_optimizer_fails_for_its_reason(horovods_optimizer):
     reason="Horovod's elastic state calls optimizer.variables(), a list in Keras 3: "
     "strategies/elastic.py goes on from files instead",
 )
-def test_horovods_elastic_state_takes_keras():
-    pytest.importorskip("horovod", reason="Horovod is not built here")
-    code = """
-        import horovod.tensorflow as hvd, keras
-        hvd.init()
-        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-        optimizer = keras.optimizers.SGD()
-        optimizer.build(model.trainable_variables)
-        try:
-            hvd.elastic.TensorFlowKerasState(model, optimizer).sync()
-        except Exception as error:
-            print("elastic:", repr(error))
-        else:
-            print("elastic: works")
-    """
-    result = run_ranks("horovod", "-c", textwrap.dedent(code))
+def test_horovods_elastic_state_takes_keras(horovods_keras):
+    result, _ = horovods_keras
     said = [line for line in result.stdout.splitlines() if line.startswith("elastic: ")]
     # Anything else, such as a Horovod that does not start, is no reason to call it known.
     if not said:
@@ -128,29 +125,31 @@ def test_horovods_elastic_state_takes_keras():
     assert said == ["elastic: works"], said
 
 
-def test_without_our_replacement_keras_sums_a_second_time(tmp_path):
+@pytest.fixture(scope="module")
+def summed(tmp_path_factory) -> tuple[subprocess.CompletedProcess, pathlib.Path]:
+    """What two ranks of sum_rank.py said, and where they left their weights."""
+    out = tmp_path_factory.mktemp("summed")
+    script = (str(HERE / "sum_rank.py"), "multiworker", str(out))
+    return run_ranks("multiworker", *script, KERASS2_STALL_SECONDS="77.5"), out
+
+
+def test_without_our_replacement_keras_sums_a_second_time(summed):
     """On two ranks, gradients 1 and 2, SGD of rate 1 from zero."""
-    result = run_ranks("multiworker", str(HERE / "sum_rank.py"), "multiworker", str(tmp_path))
+    result, out = summed
     assert result.returncode == 0, result.stderr[-2000:]
     for rank in range(2):
-        with np.load(tmp_path / f"rank{rank}.npz") as weights:
+        with np.load(out / f"rank{rank}.npz") as weights:
             np.testing.assert_array_equal(weights["plain"], np.full((2, 1), -2 * (1 + 2)))
             np.testing.assert_array_equal(weights["started"], np.full((2, 1), -(1 + 2)))
 
 
-def test_multiworkers_patience_reaches_tensorflow():
+def test_multiworkers_patience_reaches_tensorflow(summed):
     """strategies/multiworker.py sets it by a function that is not public."""
-    code = """
-        import os, strategies
-        os.environ["KERASS2_STALL_SECONDS"] = "77.5"
-        strategy = strategies.get("multiworker")
-        from tensorflow.python.eager import context
-        print(context.context()._coordination_service_config.heartbeat_timeout_in_ms)
-        strategies.leave(strategy)
-    """
-    result = run_ranks("multiworker", "-c", textwrap.dedent(code))
+    result, out = summed
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "77500" in result.stdout.splitlines()
+    for rank in range(2):
+        with np.load(out / f"rank{rank}.npz") as found:
+            assert found["patience"] == 77_500
 
 
 def test_the_private_hook_of_keras_optimizers_is_there():

@@ -36,8 +36,8 @@ def end_ranks(strategy: str, rank: int, how: str) -> list[str]:
     ("strategy", "rank"),
     [
         pytest.param("horovod", 0, marks=pytest.mark.horovod),
-        pytest.param("horovod", 1, marks=pytest.mark.horovod),
-        ("multiworker", 1),
+        pytest.param("horovod", 1, marks=[pytest.mark.horovod, pytest.mark.cluster]),
+        pytest.param("multiworker", 1, marks=pytest.mark.cluster),
     ],
 )
 def test_the_error_of_the_rank_that_raised_is_last(strategy, rank):

@@ -17,8 +17,11 @@ import subprocess
 import sys
 import types
 
+import click.testing
+import numpy as np
 import pytest
 
+import kerass2.fit
 from data_pipelines import synthetic
 from strategies import horovod, meeting, multiworker
 from strategies.base import StrategyError
@@ -64,13 +67,39 @@ def horovods_builds() -> set[str]:
     return set(result.stdout.split())
 
 
-def fit(launcher: list[str], strategy: str, data: pathlib.Path, workdir: pathlib.Path) -> None:
-    """Train two steps as two ranks of that launcher's job; one plan, of two ranks, one model."""
-    command = ["-m", "kerass2.fit", "--strategy", strategy, "--steps", "2"]
-    options = ["--data", str(data), "--workdir", str(workdir)]
-    options += [text for key, value in SETTINGS.items() for text in ("--set", f"{key}={value}")]
+def arguments(data: pathlib.Path, workdir: pathlib.Path) -> list[str]:
+    """Of kerass2.fit."""
+    settings = [text for key, value in SETTINGS.items() for text in ("--set", f"{key}={value}")]
+    return ["--data", str(data), "--workdir", str(workdir), "--steps", "2", *settings]
+
+
+def weights(workdir: pathlib.Path) -> np.ndarray:
+    """All of the checkpoint."""
+    with np.load(workdir / "checkpoints" / "step-00000002.npz") as file:
+        names = sorted(name for name in file.files if name.startswith("model/"))
+        return np.concatenate([np.ravel(file[name]) for name in names])
+
+
+@pytest.fixture(scope="module")
+def expected(data, tmp_path_factory) -> np.ndarray:
+    """Weights of one process."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    found = click.testing.CliRunner().invoke(kerass2.fit.main, arguments(data, workdir))
+    assert found.exit_code == 0, found.output
+    return weights(workdir)
+
+
+def check_fit(
+    launcher: list[str],
+    strategy: str,
+    data: pathlib.Path,
+    workdir: pathlib.Path,
+    expected: np.ndarray,
+) -> None:
+    """Two steps by two ranks of that launcher's job: one plan of two, one process' weights."""
+    command = ["-m", "kerass2.fit", "--strategy", strategy, *arguments(data, workdir)]
     result = subprocess.run(
-        [*launcher, sys.executable, *command, *options],
+        [*launcher, sys.executable, *command],
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
@@ -81,30 +110,33 @@ def fit(launcher: list[str], strategy: str, data: pathlib.Path, workdir: pathlib
     plans = re.findall(r"^\S*\s*ranks +(\d+), strategy (\w+)", result.stdout, re.MULTILINE)
     assert plans == [("2", strategy)], result.stdout
     assert (workdir / "model.keras").is_file()
+    found = weights(workdir)
+    assert np.linalg.norm(found - expected) <= 1e-6 * np.linalg.norm(expected)
 
 
 @pytest.mark.mpi
 @pytest.mark.horovod
-def test_horovod_under_mpirun(data, tmp_path, horovods_builds):
+def test_horovod_under_mpirun(data, tmp_path, horovods_builds, expected):
     _need("mpirun")
     if "mpi" not in horovods_builds:
         pytest.skip("Horovod is built without MPI here")
-    fit(MPIRUN, "horovod", data, tmp_path / "run")
+    check_fit(MPIRUN, "horovod", data, tmp_path / "run", expected)
 
 
 @pytest.mark.mpi
-def test_multiworker_under_mpirun(data, tmp_path):
+@pytest.mark.cluster
+def test_multiworker_under_mpirun(data, tmp_path, expected):
     _need("mpirun")
-    fit(MPIRUN, "multiworker", data, tmp_path / "run")
+    check_fit(MPIRUN, "multiworker", data, tmp_path / "run", expected)
 
 
 @pytest.mark.horovod
-def test_horovod_under_horovodrun(data, tmp_path, horovods_builds):
+def test_horovod_under_horovodrun(data, tmp_path, horovods_builds, expected):
     if "gloo" not in horovods_builds:
         pytest.skip("Horovod is built without Gloo here")
     # The module behind the script `horovodrun`, which need not be on the PATH.
     horovodrun = [sys.executable, "-m", "horovod.runner.launch", "--gloo", "-np", "2"]
-    fit(horovodrun, "horovod", data, tmp_path / "run")
+    check_fit(horovodrun, "horovod", data, tmp_path / "run", expected)
 
 
 def as_srun(strategy: str, nodes: str, tasks: str, **environ: str) -> list[tuple[int, str, str]]:
@@ -206,6 +238,17 @@ def test_workers_of_a_given_tf_config_join():
     ]
     ends = [rank.communicate(timeout=120) for rank in ranks]
     assert [out for out, _ in ends] == ["0 of 2, local 0: 3\n", "1 of 2, local 1: 3\n"], ends
+
+
+def test_workers_give_each_other_the_address_of_the_interface(monkeypatch):
+    """Not that of the host's name, which may lead elsewhere."""
+    place = Cluster("slurm", 0, 2, 0, 1, ("localhost", "127.0.0.9"), "7.0")
+    monkeypatch.setattr(meeting, "exchange", lambda cluster, own, chosen: [own, "127.0.0.9:1"])
+    for interface, address in (("lo", "127.0.0.1"), (None, "localhost")):
+        with multiworker._meet(place, Settings(interface=interface)) as environ:
+            own, other = json.loads(environ["TF_CONFIG"])["cluster"]["worker"]
+        assert own.startswith(f"{address}:")
+        assert other == "127.0.0.9:1"
 
 
 def test_a_port_is_held_until_tensorflow_takes_it():

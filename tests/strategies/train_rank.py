@@ -1,7 +1,7 @@
-"""One rank of the equality tests: every case, then, of two ranks, what must not go unnoticed.
+"""One rank of the equality tests: cases, then, of two ranks, what must not go unnoticed.
 
-python train_rank.py STRATEGY OUT. Run by strategies.launch. One job does all of it, because each
-process takes seconds to start.
+python train_rank.py STRATEGY PART OUT, PART of cases.PARTS. Run by strategies.launch. One job does
+all of it, because each process takes seconds to start.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ def train(
     return [np.asarray(variable) for variable in model.variables]
 
 
-def train_all(
-    strategy: strategies.Strategy, chosen: Sequence[tuple[str, str, float | None]]
-) -> dict[str, np.ndarray]:
+def train_all(strategy: strategies.Strategy, chosen: Sequence[cases.Case]) -> dict[str, np.ndarray]:
     """Weights of each case under its name and their number."""
     return {
         f"{'/'.join(map(str, case))}/{index:03d}": value
@@ -98,9 +96,9 @@ def sum_compressed(strategy: strategies.Strategy) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    name, out = sys.argv[1:]
+    name, part, out = sys.argv[1:]
     strategy, folder = strategies.get(name), pathlib.Path(out)
-    np.savez(folder / f"rank{strategy.rank}.npz", **train_all(strategy, cases.CASES))
+    np.savez(folder / f"rank{strategy.rank}.npz", **train_all(strategy, cases.PARTS[part]))
     np.savez(folder / f"compressed{strategy.rank}.npz", **sum_compressed(strategy))
     if strategy.world_size == 2:
         np.savez(folder / f"overflow{strategy.rank}.npz", **overflow.train(strategy))

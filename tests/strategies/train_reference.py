@@ -1,6 +1,6 @@
 """The same training in one process, in plain Keras and TensorFlow; imports no strategy.
 
-python train_reference.py OUT.
+python train_reference.py OUT WORKERS PART [WORKERS PART ...]: for the jobs of so many ranks.
 """
 
 from __future__ import annotations
@@ -57,14 +57,17 @@ def train(name: str, optimizer_name: str, clip: float | None, parts: int) -> lis
 
 
 def main() -> None:
+    out, *jobs = sys.argv[1:]
+    wanted = {
+        (cases.num_slices(case, int(workers)), *case)
+        for workers, part in zip(jobs[::2], jobs[1::2], strict=True)
+        for case in cases.PARTS[part]
+    }
     results = {}
-    for case in cases.CASES:
-        for parts in (1, 2, 3):
-            if parts > 1 and case[0] not in cases.LOCAL:
-                continue
-            for index, value in enumerate(train(*case, parts)):
-                results[f"{parts}/{'/'.join(map(str, case))}/{index:03d}"] = value
-    np.savez(sys.argv[1], **results)
+    for parts, *case in sorted(wanted, key=str):
+        for index, value in enumerate(train(*case, parts)):
+            results[f"{parts}/{'/'.join(map(str, case))}/{index:03d}"] = value
+    np.savez(out, **results)
 
 
 if __name__ == "__main__":
