@@ -91,8 +91,7 @@ def _count(targets: dict[str, Any]) -> Any:
 
 def _make_step(strategy: Strategy, case: dict[str, Any], precision: str) -> tuple[Any, ...]:
     """Model, optimizer, the package's step, and one batch in memory."""
-    from kerass2 import losses
-    from kerass2.steps import tensorflow as steps
+    from kerass2 import losses, steps
 
     model, optimizer, batch = _make(strategy, case, precision)
     global_batch = case["batch"] * strategy.world_size

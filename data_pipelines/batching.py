@@ -3,7 +3,7 @@
 Order is computed, not streamed: the global batch of a step is a pure function of (seed, step), and
 rank r takes its slice of it. So it is the same for any number of ranks, every patch is in exactly
 one slice, and a run resumed at step k sees what the unbroken run would have seen. All of it is
-numpy; the two builders hand it to datasets.py, where TensorFlow comes in.
+numpy; the builder hands it to datasets.py, where TensorFlow comes in.
 """
 
 from __future__ import annotations
@@ -310,24 +310,3 @@ def build_training_dataset(
         )
 
     return datasets.build(read, start_step, stop_step, source.spec, local_batch)
-
-
-def build_evaluation_dataset(
-    source: Source, *, global_batch: int, rank: int, world_size: int
-) -> Any:
-    """The tf.data.Dataset of evaluation_batch for the whole split; as many elements on every rank.
-
-    Raises:
-        DataError: the split is empty.
-    """
-    local_batch = divide(global_batch, world_size)
-    if not len(source):
-        raise DataError(f"split {source.split} holds no patches to evaluate")
-
-    def read(step: int) -> Batch:
-        return evaluation_batch(
-            source, step=step, global_batch=global_batch, rank=rank, world_size=world_size
-        )
-
-    steps = num_evaluation_steps(len(source), global_batch)
-    return datasets.build(read, 0, steps, source.spec, local_batch)

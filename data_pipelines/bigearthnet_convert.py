@@ -116,13 +116,8 @@ def convert_archive(
     }
     plan = facts | {"patches": _checksum(found), partial.STAMPS: _stamps(found)}
     with partial.partial_folder(target, plan, overwrite=overwrite, resume=resume) as unfinished:
-        job = Job(
-            str(unfinished),
-            found.num_classes,
-            file_format,
-            upsampler,
-            shard_bytes=store.SHARD_BYTES,
-        )
+        size = store.SHARD_BYTES
+        job = Job(str(unfinished), found.num_classes, file_format, upsampler, shard_bytes=size)
         groups = _group(found.choice, job)
 
         def build(number: int) -> Part:
@@ -134,15 +129,25 @@ def convert_archive(
         summary = _summarise(target, found, groups, done)
         if not any(summary.counts.values()):
             raise partial.NothingLeft(_nothing_left(summary))
-        _write_account(unfinished / ACCOUNT, found, summary.failed, done)
-        splits = {
-            name: tuple(itertools.chain(*(entry.splits.get(name, ()) for entry in done)))
-            for name in SPLITS
-        }
-        account = File.of(unfinished, ACCOUNT)
-        facts |= _facts(summary)
-        store.finish(unfinished, Manifest(file_format, job.spec, splits, facts, (account,)))
+        _finish(unfinished, found, job, facts | _facts(summary), done)
     return summary
+
+
+def _finish(
+    unfinished: pathlib.Path,
+    found: _Archive,
+    job: Job,
+    facts: Mapping[str, Any],
+    done: Sequence[journal.Done],
+) -> None:
+    """Write the account and the manifest, beside the shards that the parts have left."""
+    _write_account(unfinished / ACCOUNT, found, facts["failed"], done)
+    splits = {
+        name: tuple(itertools.chain(*(entry.splits.get(name, ()) for entry in done)))
+        for name in SPLITS
+    }
+    account = File.of(unfinished, ACCOUNT)
+    store.finish(unfinished, Manifest(job.file_format, job.spec, splits, facts, (account,)))
 
 
 @dataclasses.dataclass(frozen=True)

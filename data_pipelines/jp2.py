@@ -64,25 +64,38 @@ def write_jp2(
     """
     import rasterio
     import rasterio.shutil
-    import rasterio.windows
     from affine import Affine
+
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    raws = [file.with_suffix(".raw.tif") for file in files]
+    transform = Affine(gsd, 0, corner[0], 0, -gsd, corner[1])
+    _write_raws(raws, image, {"crs": rasterio.CRS.from_epsg(epsg), "transform": transform})
+    tile = JP2_TILES[gsd]
+    options = {"QUALITY": 100, "REVERSIBLE": "YES", "BLOCKXSIZE": tile, "BLOCKYSIZE": tile}
+    for raw, file in zip(raws, files, strict=True):
+        with rasterio.Env(GDAL_NUM_THREADS=NUM_THREADS, GDAL_PAM_ENABLED="NO"):
+            rasterio.shutil.copy(raw, file, driver="JP2OpenJPEG", **options)
+        raw.unlink()
+
+
+def _write_raws(raws: Sequence[pathlib.Path], image: Rows, place: dict[str, Any]) -> None:
+    """Write one uncompressed GeoTIFF per band; `place`: its CRS and transform."""
+    import rasterio
+    import rasterio.windows
 
     _, height, width = image.shape
     profile = {
+        **place,
         "driver": "GTiff",
         "count": 1,
         "height": height,
         "width": width,
-        "crs": rasterio.CRS.from_epsg(epsg),
-        "transform": Affine(gsd, 0, corner[0], 0, -gsd, corner[1]),
         "tiled": True,
         "blockxsize": 256,
         "blockysize": 256,
         "BIGTIFF": "IF_SAFER",
     }
-    raws = [file.with_suffix(".raw.tif") for file in files]
-    for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
     y = 0
     with contextlib.ExitStack() as stack:
         outputs: list[Any] = []
@@ -96,9 +109,3 @@ def write_jp2(
             y += strip.shape[1]
     if y != height:
         raise ValueError(f"{y} rows of strips; expected {height}")
-    tile = JP2_TILES[gsd]
-    options = {"QUALITY": 100, "REVERSIBLE": "YES", "BLOCKXSIZE": tile, "BLOCKYSIZE": tile}
-    for raw, file in zip(raws, files, strict=True):
-        with rasterio.Env(GDAL_NUM_THREADS=NUM_THREADS, GDAL_PAM_ENABLED="NO"):
-            rasterio.shutil.copy(raw, file, driver="JP2OpenJPEG", **options)
-        raw.unlink()

@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kerass2 import colours
+
 if TYPE_CHECKING:
     from data_pipelines.spec import Source, TensorSpec
-
-TRUE_COLOUR = ("B04", "B03", "B02")
-# The first that an array has. B12, B8A, B05 and B08, B04, B03 show vegetation green and red.
-FALSE_COLOURS = (("B12", "B8A", "B05"), ("B08", "B04", "B03"), ("B09", "B01", "B01"))
-# Channels are drawn from their darkest 2 % on, all three over the range of the widest: so colours
-# stay apart. The exponent lights up what is dark beside a road or a roof.
-STRETCH, GAMMA = (2, 98), 0.7
 
 # Sizes [inch]: a picture, the space between two, between patches, above them, a line of text.
 PICTURE, SPACE, GAP, HEAD, LINE = 1.45, 0.06, 0.34, 0.95, 0.16
@@ -54,12 +49,8 @@ def choose_pictures(
         for name, tensor in tensors.items():
             if len(tensor.shape) != 3:
                 continue
-            last = len(tensor.bands) - 1
-            any_three = tuple(tensor.bands[i] for i in (last, last // 2, 0))
-            colours = (TRUE_COLOUR, *FALSE_COLOURS, any_three)
-            bands = next(c for c in colours if set(c) <= set(tensor.bands))
+            kind, bands = colours.choose(tensor.bands)[0]
             channels = tuple(tensor.bands.index(band) for band in bands)
-            kind = "true colour" if bands == TRUE_COLOUR else "false colour"
             label = f"{group[:-1]} {tensor.gsd:g} m, {kind}\n{' '.join(bands)}"
             pictures.append(Picture(group, name, bands, channels, label))
     return pictures
@@ -163,14 +154,6 @@ def stretch(batch: Mapping[str, Any], pictures: Sequence[Picture]) -> list[NDArr
 
     So that input and target differ on the sheet by what they show, not by how they are drawn.
     """
-    values = [batch[p.group][p.name][0][..., p.channels].astype(np.float32) for p in pictures]
-    ranges = {}
-    for picture, pixels in zip(pictures, values, strict=True):
-        low, high = np.percentile(pixels, STRETCH, axis=(0, 1))
-        low = 0.85 * low  # the darkest keep their colour
-        ranges[picture.bands] = low, max(float((high - low).max()), 1)  # a flat patch has no range
-    images = []
-    for picture, pixels in zip(pictures, values, strict=True):
-        low, width = ranges[picture.bands]
-        images.append(np.clip((pixels - low) / width, 0, 1) ** GAMMA)
-    return images
+    drawn = [(p.bands, batch[p.group][p.name][0][..., p.channels]) for p in pictures]
+    ranges = {bands: colours.find_range(pixels) for bands, pixels in drawn}
+    return [colours.stretch(pixels, *ranges[bands]) for bands, pixels in drawn]

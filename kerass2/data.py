@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -155,7 +154,7 @@ def verify(folder: pathlib.Path, as_json: bool) -> None:
     """Read every record and file of a data set and compare all checksums."""
     from data_pipelines import store
 
-    with _progress("verifying") as advance:
+    with messages.progress("verifying") as advance:
         counts = store.verify(folder, advance)
     if as_json:
         click.echo(json.dumps({"records": counts}, indent=2))
@@ -177,7 +176,7 @@ def verify(folder: pathlib.Path, as_json: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace a data set that is there already.")
 def convert(source: pathlib.Path, output: pathlib.Path, file_format: str, overwrite: bool) -> None:
     """Copy the data set SRC to another format, every record compared by its checksum."""
-    with _progress("copying") as advance:
+    with messages.progress("copying") as advance:
         made = copy(source, output, file_format, overwrite=overwrite, advance=advance)
     total = sum(made.num_examples(split) for split in made.splits)
     click.echo(f"{total:,} records of {source}, unchanged, as {file_format}\nwritten: {output}")
@@ -280,20 +279,6 @@ def join(source: pathlib.Path, output: pathlib.Path, split: str, overwrite: bool
     )
     if found.rank == 0:
         click.echo(f"wrote {output}: {total:,} records of {source}, split {split}")
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[Advance]:
-    """A bar on a terminal; gives the function that moves it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(
-        console=console, transient=True, disable=not messages.has_progress(console)
-    ) as progress:
-        bar = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
 # --- show ----------------------------------------------------------------------------------------

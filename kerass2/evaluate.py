@@ -198,12 +198,43 @@ def evaluate(job: Job, strategy: Strategy) -> dict[str, Any]:
 
 def run(job: Job, strategy: Strategy) -> dict[str, Any]:
     """Like evaluate, with NaN and infinite values as they are."""
-    from kerass2 import label_evaluation, methods
+    result = {
+        "model": job.methods[0].file.name,
+        "models": {method.name: _describe(method, job) for method in job.methods},
+        "data": str(job.data.path),
+        "levels": job.levels,
+        "description": job.data.description,
+        "synthetic": job.data.synthetic,
+        **_score(job, strategy),
+    }
+    if job.published is not None:
+        result["published"] = job.published
+    if strategy.is_chief and job.output is not None:
+        workdir.write_json(job.output, finite(result))
+    leave(strategy)
+    return result
+
+
+def _describe(method: Method, job: Job) -> dict[str, Any]:
+    """What a model is, and of which data it was made."""
     from kerass2.job import Init
+
+    return {
+        "file": str(method.file),
+        "digest": Init.of(method.file).digest,
+        "levels": method.levels,
+        **({"data": str(job.own[method.name].path)} if method.name in job.own else {}),
+        **method.facts,
+    }
+
+
+def _score(job: Job, strategy: Strategy) -> dict[str, Any]:
+    """What evaluate_model finds, or its likes for labels and for whole scenes."""
+    from kerass2 import label_evaluation, methods
 
     networks = {method.name: methods.load(method) for method in job.methods}
     if job.methods[0].task == config.LABEL_TASK:
-        found = label_evaluation.evaluate_models(
+        return label_evaluation.evaluate_models(
             networks,
             inputs.open_source(job.data, job.split, networks[methods.MAIN]),
             strategy,
@@ -216,42 +247,17 @@ def run(job: Job, strategy: Strategy) -> dict[str, Any]:
                 for name, data in job.own.items()
             },
         )
-    elif job.view is not None:
-        found = evaluate_scenes(job.data, networks, strategy, view=job.view)
-    else:
-        main = networks.pop(methods.MAIN)
-        found = evaluate_model(
-            main,
-            inputs.open_source(job.data, job.split, main),
-            strategy,
-            scenes=[str(scene) for scene in job.data.provenance.get("scenes", ())],
-            also=networks,
-            baselines=methods.BASELINES,
-        )
-    result = {
-        "model": job.methods[0].file.name,
-        "models": {
-            method.name: {
-                "file": str(method.file),
-                "digest": Init.of(method.file).digest,
-                "levels": method.levels,
-                **({"data": str(job.own[method.name].path)} if method.name in job.own else {}),
-                **method.facts,
-            }
-            for method in job.methods
-        },
-        "data": str(job.data.path),
-        "levels": job.levels,
-        "description": job.data.description,
-        "synthetic": job.data.synthetic,
-        **found,
-    }
-    if job.published is not None:
-        result["published"] = job.published
-    if strategy.is_chief and job.output is not None:
-        workdir.write_json(job.output, finite(result))
-    leave(strategy)
-    return result
+    if job.view is not None:
+        return evaluate_scenes(job.data, networks, strategy, view=job.view)
+    main = networks.pop(methods.MAIN)
+    return evaluate_model(
+        main,
+        inputs.open_source(job.data, job.split, main),
+        strategy,
+        scenes=[str(scene) for scene in job.data.provenance.get("scenes", ())],
+        also=networks,
+        baselines=methods.BASELINES,
+    )
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -328,7 +334,7 @@ def main(
     Table 3, and the terminal gets both; JSON has all of it. An output of the same models, data and
     split is refreshed; any other needs --overwrite.
     """
-    from kerass2 import label_tables, methods, render, tables
+    from kerass2 import methods
 
     job = check(
         model,
@@ -347,9 +353,15 @@ def main(
             if warning := methods.warn_of_level(method, job.levels):
                 messages.warn(warning)
     result = run(job, here)
-    if not here.is_chief:
-        return
-    if as_json or style == "json":
+    if here.is_chief:
+        _show(job, result, table, "json" if as_json else style)
+
+
+def _show(job: Job, result: Mapping[str, Any], table: str, style: str) -> None:
+    """Print the tables; what is piped into a file holds them alone."""
+    from kerass2 import label_tables, render, tables
+
+    if style == "json":
         click.echo(json.dumps(finite(result), indent=2))
         return
     if job.methods[0].task == config.LABEL_TASK:
@@ -359,9 +371,8 @@ def main(
             render.show(label_tables.by_class(result), style)
     else:
         render.show(tables.TABLES[table](result), style)
-    # What is piped into a file holds the table alone.
     aside = style != "table"
-    what = "scenes" if whole else f"patches of the {job.split} split"
+    what = "scenes" if job.view else f"patches of the {job.split} split"
     click.echo(f"{result['patches']} {what} of {job.data.path}", err=aside)
     click.echo(job.data.description, err=aside)
     if job.output is not None:

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kerass2 import colours
+
 if TYPE_CHECKING:
     import keras
 
     from data_pipelines.spec import Source
 
-# Red, green, blue by task. B12, B8A, B05 show vegetation green, bare soil reddish and water black;
-# at 60 m there are but two bands.
-FALSE_COLOUR = {"superres_20m": ("B12", "B8A", "B05"), "superres_60m": ("B09", "B01", "B01")}
 # Key of log.jsonl, on the line of the validation after the last step.
 BICUBIC = "validation_rmse_bicubic"
 # Key of log.jsonl -> title of its curve.
@@ -145,14 +144,6 @@ def _curve_svg(
     return data_uri("svg+xml", buffer.getvalue())
 
 
-def false_colour(task: str, bands: Sequence[str]) -> tuple[str, str, str]:
-    """Bands shown as red, green and blue."""
-    chosen = FALSE_COLOUR.get(task)
-    if chosen is None or not set(chosen) <= set(bands):
-        return bands[-1], bands[len(bands) // 2], bands[0]
-    return chosen
-
-
 def patch_panels(model: keras.Model, source: Source, num_patches: int) -> list[dict[str, Any]]:
     """Input, bicubic, prediction, truth and error maps of evenly spaced patches of a split."""
     if num_patches < 1:
@@ -160,8 +151,8 @@ def patch_panels(model: keras.Model, source: Source, num_patches: int) -> list[d
     positions = np.unique(np.linspace(0, len(source) - 1, num_patches).round().astype(np.int64))
     found = compare(model, source, positions)
     bands = source.spec.targets[found.target].bands
-    colours = [list(bands).index(band) for band in false_colour(source.spec.task, bands)]
-    return [_panels(found, i, colours) for i in range(len(positions))]
+    channels = [bands.index(band) for band in colours.choose(bands)[-1][1]]
+    return [_panels(found, i, channels) for i in range(len(positions))]
 
 
 def compare(model: keras.Model, source: Source, positions: NDArray[Any]) -> Comparison:
@@ -195,7 +186,7 @@ def compare(model: keras.Model, source: Source, positions: NDArray[Any]) -> Comp
 
 
 def strips(
-    lowres: NDArray[Any], prediction: NDArray[Any], truth: NDArray[Any], colours: Sequence[int]
+    lowres: NDArray[Any], prediction: NDArray[Any], truth: NDArray[Any], channels: Sequence[int]
 ) -> NDArray[np.uint8]:
     """Input, prediction and truth beside each other.
 
@@ -203,7 +194,7 @@ def strips(
         lowres: (patch, y, x, band) DN, enlarged by nearest neighbour.
         prediction: (patch, y, x, band) DN.
         truth: likewise; its range is that of the colours.
-        colours: bands shown as red, green and blue.
+        channels: bands shown as red, green and blue.
 
     Returns:
         (patch, y, 3 x, 3).
@@ -211,19 +202,12 @@ def strips(
     scale = truth.shape[1] // lowres.shape[1]
     nearest = lowres.repeat(scale, axis=1).repeat(scale, axis=2)
     whole = np.concatenate([nearest, prediction, truth], axis=2)
-    found = _stretch(whole[..., colours], truth[..., colours])
+    pairs = zip(whole[..., channels], truth[..., channels], strict=True)
+    found = np.stack([colours.stretch_as(pixels, true) for pixels, true in pairs])
     return (255 * found + 0.5).astype(np.uint8)
 
 
-def _stretch(pixels: NDArray[Any], truth: NDArray[Any]) -> NDArray[Any]:
-    """Pixels (.., y, x, band) DN to 0 to 1, by the range of the true ones in each band."""
-    low, high = np.percentile(truth, [2, 98], axis=(-3, -2), keepdims=True)
-    high = np.maximum(high, low + 1)  # a flat patch has no range of its own
-    found: NDArray[Any] = np.clip((pixels - low) / (high - low), 0, 1)
-    return found
-
-
-def _panels(found: Comparison, i: int, colours: Sequence[int]) -> dict[str, Any]:
+def _panels(found: Comparison, i: int, channels: Sequence[int]) -> dict[str, Any]:
     """Pictures and figures of patch i."""
     name, truth = found.patch_id[i], found.truth[i]
     bicubic, prediction = found.bicubic[i], found.prediction[i]
@@ -242,7 +226,7 @@ def _panels(found: Comparison, i: int, colours: Sequence[int]) -> dict[str, Any]
         "truth": (truth, "the original pixels"),
     }
     panels = [
-        _panel(key, name, note, _stretch(pixels[..., colours], truth[..., colours]))
+        _panel(key, name, note, colours.stretch_as(pixels[..., channels], truth[..., channels]))
         for key, (pixels, note) in images.items()
     ]
     panels += [
@@ -281,8 +265,8 @@ def _magma(values: NDArray[Any]) -> NDArray[Any]:
     """Colours (y, x, 3) of values 0 to 1."""
     import matplotlib as mpl
 
-    colours: NDArray[Any] = mpl.colormaps["magma"](np.clip(values, 0, 1))[..., :3]
-    return colours
+    found: NDArray[Any] = mpl.colormaps["magma"](np.clip(values, 0, 1))[..., :3]
+    return found
 
 
 def png(image: NDArray[Any]) -> str:

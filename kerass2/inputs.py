@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -10,7 +9,7 @@ import json
 import pathlib
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from data_pipelines.spec import DataError
@@ -80,7 +79,7 @@ def _open_product(path: pathlib.Path, task: str, description: str) -> Data:
     from data_pipelines import cube_source, sample
 
     begin = time.monotonic()
-    with _survey_bar() as advance:
+    with messages.progress("looking for pixels without data") as advance:
         found = cube_source.open_product(
             path, task, cache=sample.cache_folder() / "surveys", advance=advance
         )
@@ -92,20 +91,6 @@ def _open_product(path: pathlib.Path, task: str, description: str) -> Data:
         )
     description = description or f"{path}, cut as it is read"
     return Data(path, description, found.digest, found.counts, found.provenance, found.source)
-
-
-@contextlib.contextmanager
-def _survey_bar() -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; gives the function that moves it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(
-        console=console, transient=True, disable=not messages.has_progress(console)
-    ) as progress:
-        bar = progress.add_task("looking for pixels without data", total=None)
-        yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
 def choose_data(data: str | None, task: str) -> Data:

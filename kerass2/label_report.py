@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.spec import DataError
-from kerass2 import figures, label_tables, render
+from kerass2 import colours, figures, label_tables, render
 from kerass2.tables import Table
 
 if TYPE_CHECKING:
     from data_pipelines.spec import Source
 
 MAIN = "model"
-RGB = ("B04", "B03", "B02")
+RGB = colours.TRUE_COLOUR
 # What the groups of patches are, by the keys of label_scores.pick_examples.
 NOTES = {
     "right": "all labels are right; evenly spaced over these, none chosen by its score",
@@ -206,7 +206,6 @@ def _pictures(source: Source, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any
     """(patch, y, x, colour) of 0 to 1."""
     for name, tensor in source.spec.inputs.items():
         if set(RGB) <= set(tensor.bands):
-            colours = inputs[name][..., [tensor.bands.index(band) for band in RGB]].astype(float)
-            low, high = np.percentile(colours, [2, 98], axis=(1, 2), keepdims=True)
-            return np.asarray(np.clip((colours - low) / np.maximum(high - low, 1.0), 0, 1))
+            pixels = inputs[name][..., [tensor.bands.index(band) for band in RGB]]
+            return np.stack([colours.stretch_as(patch, patch) for patch in pixels])
     raise DataError(f"no input with the bands {', '.join(RGB)}: {source.spec.describe()}")

@@ -5,7 +5,9 @@ The level stands in the environment, so that processes which a command starts ha
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -39,3 +41,18 @@ def warn(text: str) -> None:
 def has_progress(console: Console) -> bool:
     """Whether bars are drawn there: on terminals only, and not when notes are unwanted."""
     return console.is_terminal and shows("info")
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar, gone at its end, of what takes long; gives the function to call: (done, total)."""
+    import rich.console
+    import rich.progress
+
+    console = rich.console.Console(stderr=True)
+    columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
+    with rich.progress.Progress(
+        *columns, console=console, transient=True, disable=not has_progress(console)
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -167,13 +167,13 @@ def main(
 
         chosen = {**options, "processes": processes, "scheduler": scheduler}
         with _saying_what_is_kept(output):
-            prepare_archive.run(sources, output, split, chosen, _bar(), as_json=as_json)
+            prepare_archive.run(sources, output, split, chosen, as_json=as_json)
         return
     options = {name: options[name] for name in options if name not in ARCHIVE_OPTIONS}
     resolved = [sample.resolve_granule(source) for source in sources]
     for message in dict.fromkeys(message for _, message in resolved if message):
         messages.note(message)
-    with _saying_what_is_kept(output), _bar() as advance:
+    with _saying_what_is_kept(output), messages.progress("cutting patches") as advance:
         summary = convert.convert(
             [path for path, _ in resolved],
             output,
@@ -216,25 +216,6 @@ def _check_options(task: str, split: str, options: dict[str, Any]) -> None:
             )
     if wrong:
         raise click.UsageError(f"--{wrong[0].replace('_', '-')}: {why} --task bigearthnet")
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Any]:
-    """A progress bar; gives the function to advance it."""
-    from rich import progress
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    columns = (
-        *progress.Progress.get_default_columns(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("patches"),
-    )
-    with progress.Progress(
-        *columns, console=console, transient=True, disable=not messages.has_progress(console)
-    ) as bar:
-        task = bar.add_task("cutting", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import pathlib
@@ -10,6 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from kerass2 import messages
 
 if TYPE_CHECKING:
     from data_pipelines.bigearthnet_convert import Summary
@@ -25,7 +26,6 @@ def run(
     output: pathlib.Path,
     split: str,
     options: Mapping[str, Any],
-    bar: contextlib.AbstractContextManager[Any],
     *,
     as_json: bool = False,
 ) -> None:
@@ -42,7 +42,7 @@ def run(
     classes = None if options["classes"] is None else int(options["classes"])
     word, _, number = str(sources[0]).partition(":")
     if word == "synthetic" and not sources[0].exists():
-        folder = _write_synthetic(output, number, split, classes, options, bar)
+        folder = _write_synthetic(output, number, split, classes, options)
         told = {"folder": str(folder), "synthetic": True}
         click.echo(json.dumps(told, indent=2) if as_json else f"written: {folder}")
         click.echo("THIS DATA SET IS SYNTHETIC: MADE UP, NOT MEASURED", err=True)
@@ -51,7 +51,7 @@ def run(
     archive = sample.fetch_archive() if is_sample else sources[0]
     upsample = _find_upsampler(options)
     shared = ("file_format", "processes", "scheduler", "overwrite", "resume")
-    with bar as advance:
+    with messages.progress("reading patches") as advance:
         summary = bigearthnet_convert.convert_archive(
             archive,
             output,
@@ -106,7 +106,6 @@ def _write_synthetic(
     split: str,
     classes: int | None,
     options: Mapping[str, Any],
-    bar: contextlib.AbstractContextManager[Any],
 ) -> pathlib.Path:
     """The data set of a made-up archive, which is never written itself."""
     from data_pipelines import bigearthnet_patches, synthetic_archive
@@ -119,7 +118,7 @@ def _write_synthetic(
         raise click.UsageError(
             f"a synthetic archive: --upsample {' or '.join(bigearthnet_patches.UPSAMPLERS)}"
         )
-    with bar as advance:
+    with messages.progress("making patches up") as advance:
         folder = synthetic_archive.write_dataset(
             output,
             int(number or SYNTHETIC),

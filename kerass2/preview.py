@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_pipelines import raster, sentinel2
 from data_pipelines.windows import Window
-from kerass2.contact_sheet import FALSE_COLOURS, GAMMA, STRETCH, TRUE_COLOUR
+from kerass2 import colours
 
 if TYPE_CHECKING:
     from kerass2.sharpen import Plan
@@ -40,18 +40,18 @@ def write(path: pathlib.Path, plan: Plan, pixels: pathlib.Path, output: pathlib.
 
     panels: list[tuple[str, NDArray[Any]]] = []
     with raster.silent_without_georeference(), rasterio.open(pixels) as file:
-        colours = choose_colours(plan.bands)
-        for kind, bands in colours:
+        combinations = colours.choose(plan.bands)
+        for kind, bands in combinations:
             panels.append((f"{kind}\n{' '.join(bands)}", _overview(file, plan, bands)))
         detail = _detail(plan)
         # What was sharpened shows in false colour; only 10 m bands show nothing new.
-        made = [b for b in colours if set(b[1]) & {x for n in plan.networks for x in n.bands}]
-        for _, bands in made[-1:]:
+        made = {band for network in plan.networks for band in network.bands}
+        for bands in [bands for _, bands in combinations if made & set(bands)][-1:]:
             before = _before(plan, bands, detail)
             after = _read(file, plan, bands, detail, None)
-            low, high = _range(after)
+            low, spread = colours.find_range(after)
             for name, values in (("as measured", before), ("at 10 m", after)):
-                panels.append((f"{name}\n{' '.join(bands)}", _draw(values, low, high)))
+                panels.append((f"{name}\n{' '.join(bands)}", _draw(values, low, spread)))
     figure = Figure(figsize=(len(panels) * PANEL, PANEL + 3 * LINE), dpi=DPI)
     FigureCanvasAgg(figure)
     made_up = "SYNTHETIC: MADE UP, NOT MEASURED.  " if plan.granule.synthetic else ""
@@ -82,14 +82,6 @@ def is_picture_of(path: pathlib.Path, output: pathlib.Path) -> bool:
     return notes and start.startswith(b"\x89PNG")
 
 
-def choose_colours(bands: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """(kind, bands for red, green, blue): true colour where there is one, then false colour."""
-    found = [("true colour", TRUE_COLOUR)] if set(TRUE_COLOUR) <= set(bands) else []
-    any_three = tuple(bands[i] for i in (len(bands) - 1, len(bands) // 2, 0))
-    false = next((c for c in (*FALSE_COLOURS, any_three) if set(c) <= set(bands)), any_three)
-    return [*found, ("false colour", false)]
-
-
 def _read(
     file: Any, plan: Plan, bands: Sequence[str], window: Window | None, size: int | None
 ) -> NDArray[np.float32]:
@@ -111,7 +103,7 @@ def _read(
 
 def _overview(file: Any, plan: Plan, bands: Sequence[str]) -> NDArray[Any]:
     values = _read(file, plan, bands, None, OVERVIEW)
-    return _draw(values, *_range(values))
+    return _draw(values, *colours.find_range(values))
 
 
 def _detail(plan: Plan) -> Window:
@@ -140,18 +132,8 @@ def _before(plan: Plan, bands: Sequence[str], window: Window) -> NDArray[np.floa
     return out
 
 
-def _range(values: NDArray[np.float32]) -> tuple[NDArray[Any], float]:
-    """Darkest value of each channel, and the widest channel's range: so colours stay apart."""
-    flat = values.reshape(-1, values.shape[-1])
-    flat = flat[np.isfinite(flat).all(axis=1)]
-    if not len(flat):
-        return np.zeros(values.shape[-1]), 1.0
-    low, high = np.percentile(flat, STRETCH, axis=0)
-    return low, max(float((high - low).max()), 1.0)
-
-
 def _draw(values: NDArray[np.float32], low: NDArray[Any], spread: float) -> NDArray[np.uint8]:
     """8 bit; white where there are no data."""
-    light = np.clip((values - low) / spread, 0, 1) ** GAMMA
+    light = colours.stretch(values, low, spread)
     drawn: NDArray[np.uint8] = (np.nan_to_num(light, nan=1.0) * 255).round().astype(np.uint8)
     return drawn

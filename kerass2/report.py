@@ -89,7 +89,7 @@ def _show_patches(
     shown = min(num_patches, len(source))
     return {
         "patches": figures.patch_panels(model, source, num_patches),
-        "patches_caption": _patches_caption(shown, len(source), evaluation["task"]),
+        "patches_caption": _patches_caption(shown, source),
         "error_scale": figures.error_scale(),
     }
 
@@ -269,20 +269,21 @@ def _commands(
     ]
 
 
-def _patches_caption(shown: int, total: int, task: str) -> str:
-    from kerass2.figures import FALSE_COLOUR
+def _patches_caption(shown: int, source: Source) -> str:
+    from kerass2 import colours
 
+    total = len(source)
     which = (
         f"All {total} patches"
         if shown == total
         else f"{shown} of {total} patches, evenly spaced over the split, none chosen by its score"
     )
-    colours = FALSE_COLOUR.get(task)
-    false = f"Red, green and blue are {', '.join(colours)}. " if colours else ""
+    (target,) = source.spec.targets.values()
+    _, bands = colours.choose(target.bands)[-1]
     return (
-        f"{which}. {false}Each patch has one stretch for all its "
-        "pictures, 2 to 98 % of the truth. Error maps: root of the mean square over bands; both "
-        "maps of a patch share one scale."
+        f"{which}. Red, green and blue are {', '.join(bands)}. Each patch has one stretch for all "
+        "its pictures, 2 to 98 % of the truth. Error maps: root of the mean square over bands; "
+        "both maps of a patch share one scale."
     )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kerass2.logs import NoLog, TrainingLog
     from kerass2.stall import Watch
     from kerass2.state import State
+    from kerass2.steps import Step
     from strategies.base import Strategy
 
 
@@ -117,8 +118,7 @@ def train(
     Raises:
         TrainingError: the loss is not finite.
     """
-    from kerass2 import checkpoint, profiling, state, train
-    from kerass2.steps import build_step
+    from kerass2 import checkpoint, profiling, train
 
     job, strategy, settings = session.job, session.strategy, session.job.experiment.run
     writer = checkpoint.Writer(
@@ -132,21 +132,8 @@ def train(
         if done < session.num_steps:
             let_in()
 
-    local_batch = session.global_batch // strategy.world_size
-    compiled = build_step(
-        strategy,
-        session.state.model,
-        session.state.optimizer,
-        session.loss,
-        session.global_batch,
-        xla=settings.xla,
-        parts=state.num_parts(local_batch, settings),
-        average=session.state.average,
-        compression=settings.compression,
-        rate_factor=session.state.rate_factor,
-    )
     profiled = profiling.record_steps(
-        watch.timed(compiled),
+        watch.timed(_build_step(session)),
         profiling.num_asked() if strategy.is_chief else 0,
         job.workdir / folder.TENSORBOARD,
     )
@@ -175,6 +162,25 @@ def train(
     finally:
         session.state.saved = writer.close()
     return done
+
+
+def _build_step(session: Session) -> Step:
+    """The compiled step."""
+    from kerass2 import state, steps
+
+    made, settings = session.state, session.job.experiment.run
+    return steps.build_step(
+        session.strategy,
+        made.model,
+        made.optimizer,
+        session.loss,
+        session.global_batch,
+        xla=settings.xla,
+        parts=state.num_parts(session.global_batch // session.strategy.world_size, settings),
+        average=made.average,
+        compression=settings.compression,
+        rate_factor=made.rate_factor,
+    )
 
 
 def build_check(session: Session) -> Callable[[int], None]:

@@ -80,6 +80,12 @@ def build(
         input=[_input(name, each) for name, each in about["inputs"].items()],
         output=[_output(name, each, task) for name, each in about["outputs"].items()],
     )
+    # pystac writes what it was not told as null, which the extension's schema refuses.
+    item.properties = {
+        name: value
+        for name, value in item.properties.items()
+        if not (name.startswith("mlm:") and value is None)
+    }
     kind = stac_item.EXTENSIONS
     item.stac_extensions += [kind["eo"], kind["processing"]]
     if about["task"] == LABEL_TASK:

@@ -164,18 +164,18 @@ class Validator:
     def draw(self) -> dict[str, NDArray[np.uint8]]:
         """Input, prediction and truth of the first patches, side by side: (patch, y, x, 3)."""
         from data_pipelines.transforms import to_physical
-        from kerass2 import figures, inputs
+        from kerass2 import colours, figures, inputs
 
         # As many as are predicted at once elsewhere: nothing is compiled anew.
         positions = np.arange(LOCAL_BATCH) % len(self._source)
         batch = to_physical(self._source.read(positions), self._source.spec)
         predicted = self._predict(batch["inputs"])[self._target]
         bands = list(self._source.spec.targets[self._target].bands)
-        colours = [bands.index(b) for b in figures.false_colour(self._source.spec.task, bands)]
+        channels = [bands.index(band) for band in colours.choose(bands)[-1][1]]
         lowres = batch["inputs"][inputs.lowres_input(self._described)]
         arrays = (lowres, predicted, batch["targets"][self._target])
         lowres, predicted, truth = (DN * array[: min(DRAWN, len(self))] for array in arrays)
-        return {"validation": figures.strips(lowres, predicted, truth, colours)}
+        return {"validation": figures.strips(lowres, predicted, truth, channels)}
 
     def _sums(self, batch: Batch) -> NDArray[np.float64]:
         """Pixels, and the sum of each band's squared errors, of the patches that count."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from kerass2 import backend
 
 if TYPE_CHECKING:
-    from kerass2.averaging import WeightAverage
     from strategies.base import Strategy
 
 Loss = Callable[[Any, Any], Any]
@@ -25,38 +24,31 @@ def build_step(
     optimizer: Any,
     loss: Loss,
     global_batch: int,
-    *,
-    xla: bool = False,
-    parts: int = 1,
-    average: WeightAverage | None = None,
-    compression: str = "none",
-    rate_factor: Any = None,
+    **options: Any,
 ) -> Step:
-    """The compiled step of Keras' backend; see kerass2.steps.tensorflow.build_step.
+    """The compiled step of Keras' backend.
+
+    (batch of this rank, this rank wants to stop) -> {"loss": global loss, "gradient_norm": of the
+    summed gradient, as scaled in float16, "stop": ranks wanting}.
 
     Args:
-        strategy: as there, and those below; on other backends than TensorFlow a world of one.
-        model: built.
-        optimizer: built.
-        loss: (target, prediction) -> (batch,) numbers.
-        global_batch: patches of all ranks.
-        xla: compile with XLA, which JAX always does; on torch: with torch.compile.
-        parts: equal parts of the batch that are computed one after the other.
-        average: takes in the weights after each step.
-        compression: of what ranks send.
-        rate_factor: the variable that the schedule's rate is multiplied by, if any.
+        strategy: how the step spreads over ranks; on other backends than TensorFlow a world of one.
+        model: this and the following: see value.Recipe.
+        optimizer: see there.
+        loss: see there.
+        global_batch: see there.
+        **options: see there.
 
     Raises:
-        ValueError: ranks, or a compression of what they send, on another backend than TensorFlow.
+        ValueError: more ranks than one on another backend than TensorFlow.
     """
+    # Imports Keras.
+    from kerass2.steps.value import Recipe
+
     name = backend.find()
-    module = importlib.import_module(backend.STEPS[name])
-    options: dict[str, Any] = {"xla": xla, "parts": parts, "average": average}
-    if name == "tensorflow":
-        options["compression"] = compression
-    elif strategy.world_size > 1:
+    if name != "tensorflow" and strategy.world_size > 1:
         raise ValueError(f"{strategy.world_size} ranks on {name}: expected 1")
-    elif name == "jax":
-        options["rate_factor"] = rate_factor
-    step: Step = module.build_step(strategy, model, optimizer, loss, global_batch, **options)
+    module = importlib.import_module(backend.STEPS[name])
+    recipe = Recipe(model, optimizer, loss, global_batch, **options)
+    step: Step = module.build_step(strategy, recipe)
     return step

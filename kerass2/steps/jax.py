@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,78 +13,32 @@ import keras
 from kerass2.steps import value as values
 from strategies.base import Strategy
 
-if TYPE_CHECKING:
-    from kerass2.averaging import WeightAverage
-
 Arrays = Sequence[Any]
 
 
 def build_step(
-    strategy: Strategy,
-    model: Any,
-    optimizer: Any,
-    loss: Callable[[Any, Any], Any],
-    global_batch: int,
-    *,
-    xla: bool = False,
-    parts: int = 1,
-    average: WeightAverage | None = None,
-    rate_factor: Any = None,
+    strategy: Strategy, recipe: values.Recipe
 ) -> Callable[[Mapping[str, Any], bool], dict[str, float]]:
-    """As kerass2.steps.tensorflow.build_step, in a world of one; XLA compiles in any case.
+    """See kerass2.steps.build_step.
 
     Variables are arguments and results of the compiled function, and are assigned after it. The
-    optimizer's own apply reads no variables but its own and the weights, so `rate_factor` is a
-    constant of the compiled function, which is compiled anew when validation has lowered it.
+    optimizer's own apply reads no variables but its own and the weights, so the recipe's
+    `rate_factor` is a constant of the compiled function, which is compiled anew when validation
+    has lowered it.
     """
-    del xla
-    weights, moving = model.trainable_variables, model.non_trainable_variables
-    taken = list(model.input)
-    averages = [] if average is None else average.variables
-    state = [weights, moving, optimizer.variables, averages]
-
-    def share(trained: Arrays, fixed: Mapping[str, Arrays], batch: Any, part: Any) -> Any:
-        """(loss as scaled in float16, (loss, moving statistics after it)) of a part."""
-        mapping = [
-            *zip(weights, trained, strict=True),
-            *zip(moving, fixed["moving"], strict=True),
-            *zip(optimizer.variables, fixed["optimizer"], strict=True),
-        ]
-        with keras.StatelessScope(mapping, collect_losses=True) as scope:
-            value = values.compute(
-                model,
-                loss,
-                batch,
-                global_batch=global_batch,
-                shares=parts,
-                part=part,
-                parts=parts,
-            )
-            scaled = optimizer.scale_loss(value)
-        return scaled, (value, [scope.get_current_value(variable) for variable in moving])
-
-    gradient = jax.value_and_grad(share, has_aux=True)
-
-    def update(
-        now: Sequence[Arrays], batch: Any, rate: float | None
-    ) -> tuple[Sequence[Arrays], dict[str, Any]]:
-        trained, before, steps, averaged = now
-        value, after, gradients = _sum_parts(gradient, trained, before, steps, batch, parts)
-        norm = jnp.sqrt(sum(jnp.sum(jnp.square(each)) for each in gradients))
-        trained, steps = optimizer.stateless_apply(steps, gradients, trained)
-        if average is not None:
-            mapping = [*zip(weights, trained, strict=True), *zip(averages, averaged, strict=True)]
-            with keras.StatelessScope(mapping) as scope:
-                average.update()
-            averaged = [scope.get_current_value(variable) for variable in averages]
-        return (trained, after, steps, averaged), {"loss": value, "gradient_norm": norm}
-
-    compiled = jax.jit(update, static_argnums=2)
+    model, average = recipe.model, recipe.average
+    state = [
+        model.trainable_variables,
+        model.non_trainable_variables,
+        recipe.optimizer.variables,
+        [] if average is None else average.variables,
+    ]
+    compiled = jax.jit(functools.partial(_update, recipe, state), static_argnums=2)
 
     def step(batch: Mapping[str, Any], stop: bool) -> dict[str, float]:
-        arrays = values.to_numpy(values.choose(batch, taken))
+        arrays = values.to_numpy(values.choose(batch, recipe.taken))
         now = [[variable.value for variable in group] for group in state]
-        rate = None if rate_factor is None else float(rate_factor)
+        rate = None if recipe.rate_factor is None else float(recipe.rate_factor)
         after, found = compiled(now, arrays, rate)
         for group, new in zip(state, after, strict=True):
             for variable, array in zip(group, new, strict=True):
@@ -91,6 +46,52 @@ def build_step(
         return {**{name: float(each) for name, each in found.items()}, "stop": float(stop)}
 
     return step
+
+
+def _update(
+    recipe: values.Recipe,
+    state: Sequence[Sequence[Any]],
+    now: Sequence[Arrays],
+    batch: Any,
+    rate: float | None,
+) -> tuple[Sequence[Arrays], dict[str, Any]]:
+    """Values of the variables of `state` after a step, from those before it, and what it found.
+
+    `rate` says no more than that another rate wants another compiled function.
+    """
+    trained, before, steps, averaged = now
+    gradient = jax.value_and_grad(functools.partial(_share, recipe, state), has_aux=True)
+    value, after, gradients = _sum_parts(gradient, trained, before, steps, batch, recipe.parts)
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(each)) for each in gradients))
+    trained, steps = recipe.optimizer.stateless_apply(steps, gradients, trained)
+    if recipe.average is not None:
+        weights, *_, averages = state
+        mapping = [*zip(weights, trained, strict=True), *zip(averages, averaged, strict=True)]
+        with keras.StatelessScope(mapping) as scope:
+            recipe.average.update()
+        averaged = [scope.get_current_value(variable) for variable in averages]
+    return (trained, after, steps, averaged), {"loss": value, "gradient_norm": norm}
+
+
+def _share(
+    recipe: values.Recipe,
+    state: Sequence[Sequence[Any]],
+    trained: Arrays,
+    fixed: Mapping[str, Arrays],
+    batch: Any,
+    part: Any,
+) -> Any:
+    """(loss as scaled in float16, (loss, moving statistics after it)) of a part."""
+    weights, moving, optimizer, _ = state
+    mapping = [
+        *zip(weights, trained, strict=True),
+        *zip(moving, fixed["moving"], strict=True),
+        *zip(optimizer, fixed["optimizer"], strict=True),
+    ]
+    with keras.StatelessScope(mapping, collect_losses=True) as scope:
+        value = values.compute(recipe, batch, part)
+        scaled = recipe.optimizer.scale_loss(value)
+    return scaled, (value, [scope.get_current_value(variable) for variable in moving])
 
 
 def _sum_parts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,76 +12,36 @@ import tensorflow as tf
 from kerass2.steps import value as values
 from strategies.base import Strategy, sum_compressed
 
-if TYPE_CHECKING:
-    from kerass2.averaging import WeightAverage
-
-Loss = Callable[[Any, Any], Any]
 # (batch, number of the part) -> value and gradients, the latter in the order of the model's
 # trainable variables.
 Gradient = Callable[[Mapping[str, Any], Any], tuple[Any, Sequence[Any]]]
 
 
 def build_step(
-    strategy: Strategy,
-    model: Any,
-    optimizer: Any,
-    loss: Loss,
-    global_batch: int,
-    *,
-    xla: bool = False,
-    parts: int = 1,
-    average: WeightAverage | None = None,
-    compression: str = "none",
+    strategy: Strategy, recipe: values.Recipe
 ) -> Callable[[Mapping[str, Any], bool], dict[str, float]]:
-    """A compiled step.
+    """See kerass2.steps.build_step.
 
-    (batch of this rank, this rank wants to stop) -> {"loss": global loss, "gradient_norm": of the
-    summed gradient, as scaled in float16, "stop": ranks wanting}.
     Loss = sum(per-example loss) / global_batch + regularisation / world_size on each rank;
     gradients, loss and the wish to stop are summed in one all-reduce, so that every rank sees the
     same numbers and stops at the same step. L2 on weights, which all ranks hold alike, is added
     behind that sum.
-
-    Args:
-        strategy: how the step spreads over ranks.
-        model: made in the strategy's scope, as the optimizer.
-        optimizer: built.
-        loss: (target, prediction) -> (batch,) numbers.
-        global_batch: patches of all ranks.
-        xla: compile with XLA.
-        parts: equal parts of this rank's batch that are computed one after the other, so that the
-            activations of one take memory at a time; they are summed before the all-reduce.
-        average: takes in the weights after each step.
-        compression: a key of strategies.base.COMPRESSIONS; loss and wish travel uncompressed.
 
     Ranks send nothing before the whole backward pass is done: the sum does not overlap with it.
     Within the sum, Horovod fuses tensors and sends the first while it gathers the next ones
     (HOROVOD_FUSION_THRESHOLD; HOROVOD_HIERARCHICAL_ALLREDUCE, where built for it), tf.distribute
     packs them into one.
     """
-    weights, taken = model.trainable_variables, list(model.input)
+    weights, optimizer, parts = recipe.model.trainable_variables, recipe.optimizer, recipe.parts
     factors = [_l2_factor(weight) for weight in weights]
-
-    def gradient(batch: Mapping[str, Any], part: Any) -> tuple[Any, Sequence[Any]]:
-        with tf.GradientTape() as tape, _without_l2(weights):
-            value = values.compute(
-                model,
-                loss,
-                batch,
-                global_batch=global_batch,
-                shares=strategy.world_size * parts,
-                part=part,
-                parts=parts,
-            )
-            scaled = optimizer.scale_loss(value)
-        return value, tape.gradient(scaled, [weight.value for weight in weights])
+    gradient = _build_gradient(recipe, strategy.world_size)
 
     def replica_step(batch: Mapping[str, Any], stop: Any) -> dict[str, Any]:
         value, gradients = gradient(batch, 0) if parts == 1 else _sum_parts(gradient, batch, parts)
-        if compression == "none":
+        if recipe.compression == "none":
             *gradients, value, stop = strategy.sum_gradients([*gradients, value, stop])
         else:
-            gradients = sum_compressed(strategy, gradients, compression)
+            gradients = sum_compressed(strategy, gradients, recipe.compression)
             value, stop = strategy.sum_gradients([value, stop])
         if any(factors):
             penalty, gradients = _add_l2(gradients, weights, factors, optimizer)
@@ -90,18 +50,31 @@ def build_step(
         optimizer.apply(gradients, weights)
         return {"loss": value, "gradient_norm": norm, "stop": stop}
 
-    @tf.function(jit_compile=xla, autograph=False)
+    @tf.function(jit_compile=recipe.xla, autograph=False)
     def compiled(batch: Mapping[str, Any], stop: Any) -> Any:
         found = strategy.run(replica_step, batch, stop)
-        if average is not None:
-            average.update()
+        if recipe.average is not None:
+            recipe.average.update()
         return found
 
     def step(batch: Mapping[str, Any], stop: bool) -> dict[str, float]:
-        found = compiled(values.choose(batch, taken), tf.constant(float(stop)))
+        found = compiled(values.choose(batch, recipe.taken), tf.constant(float(stop)))
         return {name: float(value) for name, value in found.items()}
 
     return step
+
+
+def _build_gradient(recipe: values.Recipe, world_size: int) -> Gradient:
+    """What computes a part's value, and its gradients without those of L2."""
+    weights = recipe.model.trainable_variables
+
+    def gradient(batch: Mapping[str, Any], part: Any) -> tuple[Any, Sequence[Any]]:
+        with tf.GradientTape() as tape, _without_l2(weights):
+            value = values.compute(recipe, batch, part, world_size)
+            scaled = recipe.optimizer.scale_loss(value)
+        return value, tape.gradient(scaled, [weight.value for weight in weights])
+
+    return gradient
 
 
 # --- L2 on weights -------------------------------------------------------------------------------

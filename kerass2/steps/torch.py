@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from keras import ops
@@ -11,29 +11,16 @@ from keras import ops
 from kerass2.steps import value as values
 from strategies.base import Strategy
 
-if TYPE_CHECKING:
-    from kerass2.averaging import WeightAverage
-
 
 def build_step(
-    strategy: Strategy,
-    model: Any,
-    optimizer: Any,
-    loss: Callable[[Any, Any], Any],
-    global_batch: int,
-    *,
-    xla: bool = False,
-    parts: int = 1,
-    average: WeightAverage | None = None,
+    strategy: Strategy, recipe: values.Recipe
 ) -> Callable[[Mapping[str, Any], bool], dict[str, float]]:
-    """As kerass2.steps.tensorflow.build_step, in a world of one; `xla` asks for torch.compile."""
-    weights, taken = model.trainable_variables, list(model.input)
-    compute = torch.compile(values.compute) if xla else values.compute
+    """See kerass2.steps.build_step; `xla` asks for torch.compile."""
+    weights, optimizer, parts = recipe.model.trainable_variables, recipe.optimizer, recipe.parts
+    compute = torch.compile(values.compute) if recipe.xla else values.compute
 
     def gradient(batch: Any, part: int) -> tuple[Any, list[Any]]:
-        value = compute(
-            model, loss, batch, global_batch=global_batch, shares=parts, part=part, parts=parts
-        )
+        value = compute(recipe, batch, part)
         scaled = optimizer.scale_loss(value)
         # A weight that takes no part in the loss has no gradient: None, as in TensorFlow.
         found = torch.autograd.grad(scaled, [w.value for w in weights], allow_unused=True)
@@ -42,7 +29,7 @@ def build_step(
     def step(batch: Mapping[str, Any], stop: bool) -> dict[str, float]:
         arrays = {
             group: {name: ops.convert_to_tensor(array) for name, array in named.items()}
-            for group, named in values.to_numpy(values.choose(batch, taken)).items()
+            for group, named in values.to_numpy(values.choose(batch, recipe.taken)).items()
         }
         value, gradients = gradient(_part(arrays, 0, parts), 0)
         for number in range(1, parts):
@@ -56,8 +43,8 @@ def build_step(
             present = [each for each in gradients if each is not None]
             norm = torch.stack([torch.sum(torch.square(each)) for each in present]).sum().sqrt()
             optimizer.apply(gradients, weights)
-            if average is not None:
-                average.update()
+            if recipe.average is not None:
+                recipe.average.update()
         return {"loss": float(value), "gradient_norm": float(norm), "stop": float(stop)}
 
     return step

@@ -2,46 +2,69 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from keras import ops
 
 from kerass2.models.labels import drawing_part
 
+if TYPE_CHECKING:
+    from kerass2.averaging import WeightAverage
 
-def compute(
-    model: Any,
-    loss: Callable[[Any, Any], Any],
-    batch: Mapping[str, Any],
-    *,
-    global_batch: int,
-    shares: int,
-    part: Any = 0,
-    parts: int = 1,
-) -> Any:
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a step is made of."""
+
+    model: Any
+    """Built, in the strategy's scope."""
+    optimizer: Any
+    """Built, likewise."""
+    loss: Callable[[Any, Any], Any]
+    """(target, prediction) -> (batch,) numbers."""
+    global_batch: int
+    """Patches of all ranks."""
+    xla: bool = False
+    """Compile with XLA, which JAX always does; on torch: with torch.compile."""
+    parts: int = 1
+    """Equal parts of a rank's batch that are computed one after the other, so that the activations
+    of one take memory at a time; they are summed before the all-reduce."""
+    average: WeightAverage | None = None
+    """Takes in the weights after each step."""
+    compression: str = "none"
+    """A key of strategies.base.COMPRESSIONS; loss and wish to stop travel uncompressed."""
+    rate_factor: Any = None
+    """The variable that the schedule's rate is multiplied by, if any."""
+
+    @property
+    def taken(self) -> list[str]:
+        """Names of the inputs that the model takes."""
+        return list(self.model.input)
+
+
+def compute(recipe: Recipe, batch: Mapping[str, Any], part: Any, world_size: int = 1) -> Any:
     """A part's share of the global loss: sum(per-example loss) / global_batch + regularisation.
 
     Args:
-        model: called as in training.
-        loss: (target, prediction) -> (batch,) numbers.
+        recipe: its model is called as in training.
         batch: {"inputs", "targets"} of tensors by name; no inputs that the model does not take.
-        global_batch: patches of all ranks.
-        shares: parts of all ranks, among which the regularisation is divided.
         part: number of this part of the rank's batch, which dropout draws by.
-        parts: parts of the rank's batch.
+        world_size: ranks, among whose parts the regularisation is divided.
 
     Returns:
         A float32 scalar.
     """
-    with drawing_part(model, part, parts):
+    model, loss = recipe.model, recipe.loss
+    with drawing_part(model, part, recipe.parts):
         prediction = model(batch["inputs"], training=True)
         per_example = [loss(target, prediction[name]) for name, target in batch["targets"].items()]
-        value = ops.sum(functools.reduce(ops.add, per_example)) / global_batch
+        value = ops.sum(functools.reduce(ops.add, per_example)) / recipe.global_batch
         if model.losses:
-            value = value + functools.reduce(ops.add, model.losses) / shares
+            value = value + functools.reduce(ops.add, model.losses) / (world_size * recipe.parts)
     return value
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from data_pipelines import sentinel2, store
 from data_pipelines.spec import Batch, DataError, TensorSpec
 from kerass2 import contact_sheet
-from kerass2.contact_sheet import FALSE_COLOURS, TRUE_COLOUR, Picture
+from kerass2.colours import FALSE_COLOURS, TRUE_COLOUR
+from kerass2.contact_sheet import Picture
 from kerass2.viewer.answers import (
     Answer,
     BadRequest,

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from data_pipelines import sentinel2
 from data_pipelines.windows import Window
-from kerass2 import preview
-from kerass2.contact_sheet import FALSE_COLOURS, GAMMA, STRETCH, TRUE_COLOUR
-from kerass2.viewer import layers, source
+from kerass2 import colours
+from kerass2.viewer import file_layer, layers, source
 from kerass2.viewer.answers import (
     Answer,
     BadRequest,
@@ -47,7 +46,7 @@ class Prediction:
             DataError: one of them is damaged, or they do not match.
         """
         self._path = path
-        self.file = layers.FileLayer(path)
+        self.file = file_layer.FileLayer(path)
         self.shape = self.file.shape
         self.layers: list[layers.Layer] = [self.file]
         self._input: layers.InputLayer | None = None
@@ -96,8 +95,8 @@ class Prediction:
                 for layer in self.layers
             ],
             "combinations": self._list_combinations(positions),
-            "stretch": STRETCH,
-            "gamma": GAMMA,
+            "stretch": colours.PERCENTILES,
+            "gamma": colours.GAMMA,
             "georeferenced": file.transform is not None and crs is not None,
         }
 
@@ -128,9 +127,9 @@ class Prediction:
 
     def _list_combinations(self, positions: dict[str, int]) -> list[dict[str, Any]]:
         """Red, green and blue of each kind; the first is what the map opens with."""
-        chosen = dict(reversed(preview.choose_colours(self.file.bands)))
-        names = {**{bands: kind for kind, bands in chosen.items()}, TRUE_COLOUR: "true colour"}
-        names |= dict.fromkeys((c for c in FALSE_COLOURS if c not in names), "false colour")
+        names = {bands: kind for kind, bands in reversed(colours.choose(self.file.bands))}
+        names[colours.TRUE_COLOUR] = "true colour"
+        names |= dict.fromkeys((c for c in colours.FALSE_COLOURS if c not in names), "false colour")
         return [
             {"name": f"{kind}: {' '.join(bands)}", "bands": [positions[b] for b in bands]}
             for bands, kind in names.items()
@@ -217,8 +216,9 @@ class Prediction:
             -(-(window.x + window.width) // factor) - x,
         ).clipped(*layers.shape_of_level(self.shape, level))
         values = np.stack([r.read_level(band, level, part) for r, band in readers], axis=-1)
-        low, spread = find_range(values, percentiles)
-        return {"low": low, "spread": spread}
+        # What is stored may be a probability: any range above 0 is one.
+        low, spread = colours.find_range(values, percentiles, least=0)
+        return {"low": low.tolist(), "spread": spread}
 
     def read_spectrum(self, y: int, x: int) -> dict[str, Any]:
         """Every band of every layer at a pixel, and where it lies.
@@ -265,27 +265,12 @@ class Prediction:
         return {"crs": file.crs.to_string(), "position": [east, north], "lonlat": lonlat}
 
 
-def find_range(values: layers.Image, percentiles: Sequence[float]) -> tuple[list[float], float]:
-    """Darkest value of each channel (y, x, 3), and the widest channel's range.
-
-    One range for all: so colours stay apart. Pixels without data in a channel do not count.
-    """
-    flat = values.reshape(-1, values.shape[-1])
-    flat = flat[np.isfinite(flat).all(axis=1)]
-    if not len(flat):
-        return [0.0] * values.shape[-1], 1.0
-    low, high = np.percentile(flat.astype(np.float64), percentiles, axis=0)
-    # A flat image has no range of its own.
-    return low.tolist(), float((high - low).max()) or 1.0
-
-
 def draw(
     values: layers.Image, low: Sequence[float], spread: float, gamma: float
 ) -> NDArray[np.uint8]:
     """(y, x, red green blue alpha); transparent where a channel has no data."""
     there = np.isfinite(values).all(axis=-1, keepdims=True)
-    light = (np.where(there, values, 0).astype(np.float64) - np.asarray(low)) / spread
-    colours = np.clip(light, 0, 1) ** gamma
-    image = np.concatenate([np.where(there, colours, 0), there], axis=-1)
+    light = np.where(there, colours.stretch(values, low, spread, gamma), 0)
+    image = np.concatenate([light, there], axis=-1)
     drawn: NDArray[np.uint8] = np.rint(image * 255).astype(np.uint8)
     return drawn

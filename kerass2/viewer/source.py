@@ -12,7 +12,7 @@ from data_pipelines.windows import Window
 
 if TYPE_CHECKING:
     from data_pipelines.granule import Granule
-    from kerass2.viewer.layers import FileLayer
+    from kerass2.viewer.file_layer import FileLayer
 
 # Endings of what kerass2.predict takes.
 ENDINGS = ("", ".SAFE", ".zip", ".SAFE.zip", ".npz", ".json")

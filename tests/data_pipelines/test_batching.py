@@ -373,27 +373,25 @@ def test_steps_that_run_backwards_are_refused(start: int, stop: int) -> None:
         build(Memory(40), start, stop)
 
 
-def test_the_builders_refuse_at_once_what_cannot_be_read() -> None:
+def test_the_builder_refuses_at_once_what_cannot_be_read() -> None:
     with pytest.raises(BatchError, match="nearest that fit: 10 and 15"):
         build(Memory(40), 0, 1, world_size=5)
     with pytest.raises(BatchError, match="7 patches are fewer"):
         build(Memory(7), 0, 1)
-    with pytest.raises(BatchError, match="nearest that fit: 2 and 4"):
-        batching.build_evaluation_dataset(Memory(7), global_batch=3, rank=0, world_size=2)
-    with pytest.raises(DataError, match="split train holds no patches"):
-        batching.build_evaluation_dataset(Memory(0), global_batch=2, rank=0, world_size=2)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_tf_data_evaluates_each_patch_once(world_size: int) -> None:
+def test_each_patch_is_evaluated_once(world_size: int) -> None:
     source = Memory(13)
     options = {"global_batch": 8, "world_size": world_size}
-    ranks = [
-        as_list(batching.build_evaluation_dataset(source, rank=rank, **options))
-        for rank in range(world_size)
+    steps = [
+        [
+            batching.evaluation_batch(source, step=step, rank=rank, **options)
+            for rank in range(world_size)
+        ]
+        for step in range(batching.num_evaluation_steps(13, 8))
     ]
-    assert {len(elements) for elements in ranks} == {2}
-    seen = joined([joined(parts) for parts in zip(*ranks, strict=True)])
+    seen = joined([joined(parts) for parts in steps])
     real = seen["mask"] == 1
     assert seen["index"][real].tolist() == list(range(13))
     assert seen["index"][~real].tolist() == [12, 12, 12]

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import pathlib
+import pty
+import re
 import subprocess
 import sys
 import time
@@ -160,6 +162,38 @@ def test_debug_tells_where_an_error_came_from(run_command, tmp_path) -> None:
     assert len(quiet.stderr.splitlines()) == 1
     assert loud.stderr.splitlines()[-1] == quiet.stderr.strip()
     assert "Traceback" in loud.stderr and "read_manifest" in loud.stderr
+
+
+def draw_bar(*, terminal: bool, **environment: str) -> str:
+    """What a process that shows a bar writes to its error output."""
+    script = "from kerass2 import messages\nwith messages.progress('cutting') as advance:\n"
+    command = [sys.executable, "-c", script + "    advance(3, 7)\n"]
+    told = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100", **environment}
+    if not terminal:
+        return subprocess.run(
+            command, check=True, env=told, stderr=subprocess.PIPE, text=True, timeout=60
+        ).stderr
+    ours, theirs = pty.openpty()
+    try:
+        subprocess.run(command, check=True, env=told, stderr=theirs, timeout=60)
+        os.write(theirs, b"END")  # a terminal to which nothing was written would wait
+        drawn = b""
+        while not drawn.endswith(b"END"):
+            drawn += os.read(ours, 2**16)
+        return drawn.removesuffix(b"END").decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_bars_are_for_terminals_and_colours_for_who_wants_them() -> None:
+    colour = re.compile(r"\x1b\[[0-9;]*3[0-9;]*m")
+    drawn = draw_bar(terminal=True)
+    assert "cutting" in drawn and "3/7" in drawn and colour.search(drawn)
+    plain = draw_bar(terminal=True, NO_COLOR="1")
+    assert "cutting" in plain and "3/7" in plain and not colour.search(plain)
+    assert draw_bar(terminal=False) == ""
+    assert draw_bar(terminal=True, KERASS2_LOG_LEVEL="warning") == ""
 
 
 def test_training_without_progress(run_command, prepared, tmp_path) -> None:

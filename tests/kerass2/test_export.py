@@ -27,8 +27,10 @@ NETWORKS = {
     "resnet": {"depth": 10, "width": 4, "classes": 19, "inputs": "native"},
 }
 # onnx is not in the tested lock's extras: `make test-backends` has it.
-ONNX = (pytest.mark.backends, pytest.mark.slow)
-KINDS = [pytest.param(k, marks=ONNX) if k == "onnx" else k for k in export.FORMATS]
+KINDS = [
+    pytest.param(kind, marks=pytest.mark.backends) if kind == "onnx" else kind
+    for kind in export.FORMATS
+]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,6 @@ def test_another_runtime_gives_the_models_values(
 
 
 @pytest.mark.backends
-@pytest.mark.slow
 def test_onnx_speaks_for_itself(files, tmp_path: pathlib.Path) -> None:
     """Without kerass2: names, free sizes, band order."""
     onnxruntime = importlib.import_module("onnxruntime")
@@ -137,6 +138,28 @@ def test_the_item_is_read_by_pystac(files, tmp_path: pathlib.Path) -> None:
     assert [band["name"] for band in asset.extra_fields["bands"]][:2] == ["B02", "B03"]
     for each in item.assets.values():
         assert (tmp_path / "out" / each.href).is_file()
+
+
+def test_the_item_is_valid(files, tmp_path: pathlib.Path) -> None:
+    """By STAC's own schema, which pystac brings, and by what the extension's tables ask."""
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed (dev)")
+    schema = json.loads((pathlib.Path(__file__).parent / "mlm_schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    check = jsonschema.Draft202012Validator(schema)
+    for name in ("s6x", "resnet"):
+        export.export(files[name], tmp_path / name, "keras")
+        item = json.loads((tmp_path / name / "item.json").read_text())
+        stac = importlib.import_module("pystac.validation").JsonSchemaSTACValidator()
+        stac.validate_core(item, pystac.STACObjectType.ITEM, item["stac_version"])
+        assert [error.message for error in check.iter_errors(item)] == []
+    item["properties"]["mlm:tasks"] = ["guessing"]
+    item["assets"]["model"].pop("mlm:artifact_type")
+    del item["properties"]["mlm:output"][0]["result"]["dim_order"]
+    assert {error.json_path for error in check.iter_errors(item)} == {
+        "$.assets.model",
+        "$.properties['mlm:output'][0].result",
+        "$.properties['mlm:tasks'][0]",
+    }
 
 
 def test_the_card_of_shipped_weights_goes_along(tmp_path: pathlib.Path) -> None:

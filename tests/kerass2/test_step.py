@@ -11,7 +11,7 @@ from kerass2 import losses, models
 from kerass2.averaging import WeightAverage
 from kerass2.config import RunConfig
 from kerass2.state import num_parts
-from kerass2.steps.tensorflow import build_step
+from kerass2.steps import build_step
 from strategies.cluster import Cluster
 from strategies.single import SingleStrategy
 

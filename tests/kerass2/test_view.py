@@ -30,8 +30,8 @@ from affine import Affine
 from data_pipelines import geotiff, raster, sentinel2, store
 from data_pipelines.spec import DataError, DatasetSpec, TensorSpec
 from data_pipelines.windows import Window
-from kerass2 import cli, predict, view
-from kerass2.viewer import layers, prediction
+from kerass2 import cli, colours, predict, view
+from kerass2.viewer import file_layer, prediction
 from kerass2.viewer.server import Server
 
 # What would run if a page took a name for HTML.
@@ -195,7 +195,7 @@ def test_levels_that_a_file_lacks_are_means_of_what_has_data(
         profile.pop(key)
     with rasterio.open(plain, "w", **(profile | {"driver": "GTiff", "count": 1})) as file:
         file.write(band, 1)
-    layer = layers.FileLayer(plain)
+    layer = file_layer.FileLayer(plain)
     values = as_float(band)
     for level in (1, 2, 3):
         size = 2**level
@@ -318,9 +318,11 @@ def test_one_stretch_by_percentiles(server: Server, predicted: pathlib.Path) -> 
 
 
 def test_a_flat_or_empty_image_has_a_range() -> None:
-    assert prediction.find_range(np.full((4, 4, 3), 7, np.float32), (2, 98)) == ([7] * 3, 1)
+    low, spread = colours.find_range(np.full((4, 4, 3), 7, np.float32), least=0)
+    assert (low.tolist(), spread) == ([7] * 3, 1)
     empty = np.full((4, 4, 3), np.nan, np.float32)
-    assert prediction.find_range(empty, (2, 98)) == ([0] * 3, 1)
+    low, spread = colours.find_range(empty)
+    assert (low.tolist(), spread) == ([0] * 3, 1)
     assert not prediction.draw(empty, [0, 0, 0], 1, 1).any()
 
 
@@ -530,9 +532,8 @@ def test_patches_of_a_data_set(data: pathlib.Path) -> None:
         body = get(server, "patch/0/7/2", bands=",".join(map(str, bands)))
         drawn = matplotlib.image.imread(io.BytesIO(body), format="png")
         target = make_example(7)["targets"]["superres_20m"][..., [5, 1, 0]].astype(float)
-        # The contact sheet's own rule: see there.
         low, high = np.percentile(target, (2, 98), axis=(0, 1))
-        expected = np.clip((target - 0.85 * low) / (high - 0.85 * low).max(), 0, 1) ** 0.7
+        expected = np.clip((target - low) / (high - low).max(), 0, 1) ** 0.7
         np.testing.assert_allclose(drawn[..., :3], expected, atol=0.51 / 255)
         assert get(server, "patch/2/1/0") != get(server, "patch/2/0/0")
         for wrong in ("patch/0/30/0", "patch/3/0/0", "patch/0/0/3", "patch/0/../0", "patch/1/0/0"):

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import strategies
 from kerass2 import losses, models
-from kerass2.steps.tensorflow import build_step
+from kerass2.steps import build_step
 
 
 def train(strategy: strategies.Strategy) -> dict[str, list]:

@@ -19,7 +19,7 @@ import tensorflow as tf
 import strategies
 from kerass2 import losses
 from kerass2.models.layers import synchronise_statistics
-from kerass2.steps.tensorflow import build_step
+from kerass2.steps import build_step
 from strategies import base
 
 
