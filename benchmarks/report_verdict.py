@@ -7,7 +7,15 @@ from typing import Any
 
 from benchmarks import project_checks
 from benchmarks.project import ENOUGH
-from benchmarks.report_scaling import STRATEGIES, Line, order, published_values, select, title_of
+from benchmarks.report_scaling import (
+    STRATEGIES,
+    Line,
+    order,
+    published_values,
+    select,
+    select_scaling,
+    title_of,
+)
 from benchmarks.report_words import DISTURBED, Table, median, number, tell
 from benchmarks.systems import System
 
@@ -54,9 +62,7 @@ def _strategies(records: Sequence[Line]) -> Iterator[str]:
 
 def _efficiency(records: Sequence[Line]) -> Iterator[str]:
     """The largest number of ranks of each strategy."""
-    found = [
-        line for line in select(records, "scaling") if line["ranks"] > 1 and "efficiency" in line
-    ]
+    found = [line for line in select_scaling(records) if line["ranks"] > 1 and "efficiency" in line]
     for experiment in order([line["experiment"] for line in found]):
         for mode in order([line["mode"] for line in found if line["experiment"] == experiment]):
             of = [
@@ -211,7 +217,7 @@ def readme_table(records: Sequence[Line]) -> Table:
         elif what == "scaling":
             rows += [
                 [f"efficiency, {_label(line)}", tell(line["efficiency"]), by("scaling")]
-                for line in of
+                for line in select_scaling(records)
                 if line["ranks"] > 1 and "efficiency" in line
             ]
         elif what == "allreduce":

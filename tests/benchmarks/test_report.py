@@ -365,6 +365,14 @@ def test_where_ranks_take_turns_it_is_said() -> None:
         assert f"since there is room for {cores} only: more take turns" in told
 
 
+def test_ranks_without_cores_of_their_own_are_no_curve() -> None:
+    """Four ranks on two cores: neither they nor the fewer ranks of their run are scaling."""
+    own = made_records.training({1: 1.0, 2: 1.1}, cores_each=1)
+    shared = made_records.training({1: 0.5, 2: 1.0, 4: 2.0}, cores_each=2)
+    assert report_scaling.select_scaling([*own, *shared]) == own
+    assert report_scaling.select_scaling(made_records.training({1: 1.0, 4: 2.0})) != []
+
+
 def test_records_that_compare_nothing() -> None:
     lines = [line("predict", model="S2x", precision="float32", size=8, throughput=figure(1.0))]
     described = report.describe(systems.load("local"), lines, [])
