@@ -54,7 +54,7 @@ def _strategies(records: Sequence[Line]) -> Iterator[str]:
             f"{title_of(line['experiment'])}, {scaling}, {line['precision']}, {line['ranks']} ranks"
         )
         told = f"Horovod's throughput over multiworker's is {tell(ratio)}"
-        if low <= 1 <= high:
+        if low <= 1 <= high or abs(median(ratio) - 1) < high - low:
             yield f"{where}: {told}: no difference beyond the spread."
         else:
             yield f"{where}: {told}: {'Horovod' if low > 1 else 'multiworker'} is ahead."

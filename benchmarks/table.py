@@ -64,7 +64,8 @@ def _sums(line: record.Line) -> tuple[str, str] | None:
 def _sum_ratio(line: record.Line) -> tuple[str, str] | None:
     if not line["set"] or line.get("settings"):
         return None
-    return f"the same, {line['path']} over {line['base']}: {line['set']}", _number(line, "ratio")
+    what = f"the same, {line['path']} over {line['base']}: {line['set']}, {line['ranks']} ranks"
+    return what, _number(line, "ratio")
 
 
 def _scaling(line: record.Line) -> tuple[str, str] | None:
