@@ -351,6 +351,14 @@ def test_ticks_of_decades(values: list[float], expected: list[float]) -> None:
     assert report_plots.decades(values) == pytest.approx(expected)
 
 
+def test_sizes_have_fewer_ticks_and_small_numbers_one_form() -> None:
+    sizes = [2**power for power in range(10, 29, 2)]
+    assert report_plots.thin(sizes, 6) == [2**power for power in (10, 14, 18, 22, 26)]
+    assert [report_plots._tick(value) for value in (1e-5, 1e-4, 0.01, 2000)] == [
+        *("1e-05", "1e-04", "0.01", "2,000"),
+    ]
+
+
 def test_long_names_are_wrapped_and_stay_text() -> None:
     assert report_plots.wrap("S2x, horovod, float32, <b>2 ranks") == (
         "S2x, horovod, float32,<br>&lt;b&gt;2 ranks"
