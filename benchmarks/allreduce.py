@@ -28,7 +28,7 @@ from typing import Any
 
 import click
 
-from benchmarks import record, turns
+from benchmarks import options, record, turns
 
 SIZES = tuple(2**power for power in range(10, 29, 2))  # 1 kB to 256 MB
 SETS = ("superres_20m", "bigearthnet_ms")
@@ -64,7 +64,7 @@ RATIOS = (
     "--size", "sizes", multiple=True, type=click.IntRange(min=4), help="Bytes; default: 1 kB on."
 )
 @click.option("--set", "sets", multiple=True, help="Experiment whose gradients; default: two.")
-@click.option("--rounds", default=5, type=click.IntRange(min=1), show_default=True)
+@options.count("--rounds", 5)
 @click.option(
     "--seconds", default=0.3, show_default=True, help="Length of a path's turn, at least a step."
 )

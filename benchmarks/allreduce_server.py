@@ -24,7 +24,12 @@ def serve(role: str, index: int, cluster: dict[str, list[str]]) -> None:
     """Be a server or a worker until the coordinator ends."""
     import tensorflow as tf
 
-    server = tf.distribute.Server(cluster, job_name=role, task_index=index, protocol="grpc")
+    # A step blocks a thread on each process that it touches: with as many threads as there are
+    # cores (one), a push would wait for ever for what the same thread has to send.
+    options = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=len(cluster["worker"]) + 1)
+    server = tf.distribute.Server(
+        cluster, job_name=role, task_index=index, protocol="grpc", config=options
+    )
     server.join()
 
 

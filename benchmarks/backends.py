@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from benchmarks import record, scaling, turns
+from benchmarks import options, record, scaling, turns
 from kerass2 import backend, config
 
 BASE = "tensorflow"
@@ -42,11 +42,11 @@ COMPILE_SECONDS = 600.0
     help="Again for more.  [default: those of tensorflow, jax, torch that are installed]",
 )
 @click.option("--experiment", "experiments", multiple=True, default=EXPERIMENTS, show_default=True)
-@click.option("--batch", default=16, type=click.IntRange(min=1), show_default=True)
-@click.option("--patch", default=32, show_default=True, help="Edge of a patch [px of 10 m].")
-@click.option("--rounds", default=5, type=click.IntRange(min=1), show_default=True)
-@click.option("--steps", default=4, type=click.IntRange(min=1), show_default=True, help="A turn.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in kerass2.fit.")
+@options.count("--batch", 16)
+@options.patch
+@options.count("--rounds", 5)
+@options.count("--steps", 4, "A turn.")
+@options.settings
 @click.option("--short", is_flag=True, help="Small models, two turns.")
 @record.output_options("backends.jsonl")
 def main(

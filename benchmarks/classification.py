@@ -25,7 +25,7 @@ from typing import Any
 
 import click
 
-from benchmarks import classification_data, record
+from benchmarks import classification_data, options, record
 
 EXPERIMENT = "bigearthnet_ms_compact"
 # Method -> what it changes of the experiment.
@@ -53,11 +53,9 @@ COLUMNS = {
 @click.option(
     "--count", default=20_000, type=click.IntRange(min=6), show_default=True, help="Patches."
 )
-@click.option(
-    "--edge", default=32, type=click.IntRange(8, 120), show_default=True, help="Of a patch [px]."
-)
-@click.option("--epochs", default=20, type=click.IntRange(min=1), show_default=True)
-@click.option("--batch", default=64, type=click.IntRange(min=1), show_default=True)
+@options.edge
+@options.count("--epochs", 20)
+@options.count("--batch", 64)
 @click.option(
     "--set",
     "settings",
@@ -67,12 +65,8 @@ COLUMNS = {
     metavar="KEY=VALUE",
     help="As in kerass2.fit, for every run.",
 )
-@click.option("--note", default="", help="Kept in the record: what else this machine did.")
-@click.option(
-    "--folder",
-    type=click.Path(path_type=pathlib.Path),
-    help="Where data and runs lie, kept for the next time; default: a temporary folder.",
-)
+@options.note
+@options.folder
 @record.output_options("classification.jsonl")
 def main(
     count: int,

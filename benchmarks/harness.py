@@ -12,18 +12,18 @@ import statistics
 
 import click
 
-from benchmarks import record, scaling, turns
+from benchmarks import options, record, scaling, turns
 from benchmarks.step_rank import BLOCK
 from kerass2 import config
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--experiment", default="superres_20m", show_default=True, help="Whose model.")
-@click.option("--batch", default=16, show_default=True, type=click.IntRange(min=1))
-@click.option("--patch", default=32, show_default=True, help="Edge of a patch [px of 10 m].")
-@click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1))
+@options.experiment
+@options.count("--batch", 16)
+@options.patch
+@options.count("--rounds", 7)
 @click.option("--steps", default=8, show_default=True, type=click.IntRange(min=BLOCK), help="Even.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in kerass2.fit.")
+@options.settings
 @click.option("--short", is_flag=True, help="A small model.")
 @record.output_options("harness.jsonl")
 def main(

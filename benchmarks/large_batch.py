@@ -27,7 +27,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks import classification, classification_data, learning_rate, record
+from benchmarks import classification, classification_data, learning_rate, options, record
 from benchmarks.learning_rate import GRID, INK
 
 RULES = ("plain", "warm-up", "lars")
@@ -41,10 +41,8 @@ SCORES = ("validation_f1", "validation_f1_macro", "validation_ap", "validation_a
 @click.option(
     "--count", default=20_000, type=click.IntRange(min=6), show_default=True, help="Patches."
 )
-@click.option(
-    "--edge", default=32, type=click.IntRange(8, 120), show_default=True, help="Of a patch [px]."
-)
-@click.option("--epochs", default=30, type=click.IntRange(min=1), show_default=True)
+@options.edge
+@options.count("--epochs", 30)
 @click.option(
     "--batches",
     default="64,256,1024,4096",
@@ -60,12 +58,8 @@ SCORES = ("validation_f1", "validation_f1_macro", "validation_ap", "validation_a
     metavar="KEY=VALUE",
     help="As in kerass2.fit, for every run.",
 )
-@click.option("--note", default="", help="Kept in the record: what else this machine did.")
-@click.option(
-    "--folder",
-    type=click.Path(path_type=pathlib.Path),
-    help="Where the data lie, kept for the next time; default: a temporary folder.",
-)
+@options.note
+@options.folder
 @record.output_options("large_batch.jsonl")
 def main(
     count: int,

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from benchmarks import classification, classification_data, record
+from benchmarks import classification, classification_data, options, record
 
 # Network -> what it changes of the experiment.
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -35,8 +35,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 @click.option(
     "--edge", default=60, type=click.IntRange(8, 120), show_default=True, help="Of a patch [px]."
 )
-@click.option("--epochs", default=12, type=click.IntRange(min=1), show_default=True)
-@click.option("--batch", default=32, type=click.IntRange(min=1), show_default=True)
+@options.count("--epochs", 12)
+@options.count("--batch", 32)
 @click.option(
     "--data",
     "given",
@@ -44,13 +44,9 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     help="A data set of kerass2.prepare in place of the made-up one.",
 )
 @click.option("--split", default="test", show_default=True, help="What is scored.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in kerass2.fit.")
-@click.option("--note", default="", help="Kept in the record: what else this machine did.")
-@click.option(
-    "--folder",
-    type=click.Path(path_type=pathlib.Path),
-    help="Where data and runs lie, kept for the next time; default: a temporary folder.",
-)
+@options.settings
+@options.note
+@options.folder
 @record.output_options("networks.jsonl")
 def main(
     count: int,

@@ -21,6 +21,7 @@ import tempfile
 import click
 
 from benchmarks import (
+    options,
     pipeline_cutting,
     pipeline_labels,
     pipeline_memory,
@@ -50,7 +51,7 @@ PARTS = ("cutting", "reading", "sequential", "labels", "prepare", "memory")
 @click.option(
     "--batch", default=128, type=click.IntRange(min=2), show_default=True, help="Global batch."
 )
-@click.option("--rounds", default=5, type=click.IntRange(min=1), show_default=True)
+@options.count("--rounds", 5)
 @click.option(
     "--seconds",
     default=1.5,

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from benchmarks import record, turns
+from benchmarks import options, record, turns
 
 # Name in the record -> model and options, as in kerass2.configs.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -23,15 +23,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "S6x": ("s6x", {"filters": 128, "blocks": 6, "block": 96}),
     "dsen2": ("dsen2", {}),
 }
-PRECISIONS = ("float32", "bfloat16")
 WARM_UP = 1
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--model", "names", multiple=True, type=click.Choice(list(MODELS)), default=MODELS)
-@click.option(
-    "--precision", "precisions", multiple=True, type=click.Choice(PRECISIONS), default=PRECISIONS
-)
+@options.choice("--model", "names", MODELS)
+@options.precisions
 @click.option(
     "--size",
     default=576,
@@ -39,7 +36,7 @@ WARM_UP = 1
     type=click.IntRange(min=96),
     help="Edge of the granule [px of 10 m], a multiple of 6.",
 )
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
+@options.count("--rounds", 3)
 @click.option("--short", is_flag=True, help="Small models, two rounds, a small granule.")
 @record.output_options("predict.jsonl")
 def main(

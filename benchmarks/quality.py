@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from benchmarks import record, scaling
+from benchmarks import options, record, scaling
 from kerass2 import config
 
 STRATEGIES = ("single", *scaling.DISTRIBUTED)
@@ -41,8 +41,8 @@ STRATEGIES = ("single", *scaling.DISTRIBUTED)
 )
 @click.option("--max-time", "times", multiple=True, help="Of a training, e.g. 60s; again for more.")
 @click.option("--steps", "steps", multiple=True, type=click.IntRange(min=1), help="Instead.")
-@click.option("--seeds", default=1, show_default=True, type=click.IntRange(min=1))
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in kerass2.fit.")
+@options.count("--seeds", 1)
+@options.settings
 @click.option("--short", is_flag=True, help="A tiny model, a few steps, synthetic data.")
 @record.output_options("quality.jsonl")
 def main(

@@ -24,8 +24,9 @@ VERSION = 2
 READABLE = (1, VERSION)
 LOCAL = "local"
 RESULTS = pathlib.Path(machine.RESULTS)
-# A figure whose quartiles lie further apart than this part of its median was disturbed: on a quiet
-# machine of 2 cores they lie 0 to 6 % apart, beside a second job that comes and goes 20 to 80 %.
+# A figure whose quartiles lie further apart than this part of its median was disturbed. Measured on
+# 2 cores: of 16 kinds of training step with nothing beside them the middle one lies 3 % apart and
+# nine in ten at most 6 %; of 9 kinds of all-reduce beside a job that came and went 14 to 45 %.
 WIDE = 0.15
 # Labels that MLPerf's log has a name for (mllog/constants.py); it has none for patches a second.
 MLPERF = {

@@ -45,7 +45,9 @@ def all_reduce(system: System, records: Sequence[Line]) -> Section:
 
 def _name(line: Line) -> Line:
     """The line, its path named with the settings that change it."""
-    return {**line, "path": f"{line['path']} {line['settings']}"} if line.get("settings") else line
+    if not line.get("settings"):
+        return line
+    return {**line, "path": f"{line['path']}, {line['settings'].replace(',', ', ')}"}
 
 
 def _by_size(of: Sequence[Line], ranks: int, system: System) -> list[Plot]:

@@ -31,6 +31,29 @@ def select(records: Sequence[Line], what: str) -> list[Line]:
     return [line for line in records if line["what"] == what]
 
 
+def select_scaling(records: Sequence[Line]) -> list[Line]:
+    """Curves over ranks that had cores of their own.
+
+    Ranks that take turns on the same cores say how well the model knows that, and nothing of
+    scaling.
+    """
+
+    def curve(line: Line) -> tuple[Any, ...]:
+        keys = ("experiment", "mode", "precision", "strategy", "cores_each")
+        return tuple(line.get(key) for key in keys)
+
+    found = select(records, "scaling")
+    most: dict[tuple[Any, ...], int] = {}
+    for line in found:
+        most[curve(line)] = max(line["ranks"], most.get(curve(line), 0))
+    return [
+        line
+        for line in found
+        if most[curve(line)] * line.get("cores_each", 0) <= line.get("where", {}).get("cores", 0)
+        or "cores_each" not in line
+    ]
+
+
 def order(values: Sequence[Any], first: Sequence[Any] = ()) -> list[Any]:
     """Each value once, those of `first` in front, the others as they came."""
     there = list(dict.fromkeys(values))
@@ -39,7 +62,7 @@ def order(values: Sequence[Any], first: Sequence[Any] = ()) -> list[Any]:
 
 def scaling(system: System, records: Sequence[Line], projected: dict[str, Any]) -> Section:
     """Throughput, speed-up, efficiency, time per epoch against ranks (figures 3 to 5 in form)."""
-    found = select(records, "scaling")
+    found = select_scaling(records)
     plots: list[Plot] = []
     gaps: list[str] = []
     tables = []

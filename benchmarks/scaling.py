@@ -22,12 +22,11 @@ from typing import Any
 
 import click
 
-from benchmarks import record, turns
+from benchmarks import options, record, turns
 from kerass2 import config
 
 DISTRIBUTED = ("horovod", "multiworker")
 MODES = ("weak", "strong")
-PRECISIONS = ("float32", "bfloat16")
 WARM_UP = 2
 # Patches of an epoch of the papers: DSen2's 45 tiles with 8000 patches each; BigEarthNet's official
 # training split.
@@ -40,30 +39,22 @@ Found = dict[tuple[str, str], dict[Key, list[list[float]]]]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--experiment", default="superres_20m", show_default=True, help="Whose model.")
-@click.option(
-    "--strategy", "names", multiple=True, type=click.Choice(DISTRIBUTED), default=DISTRIBUTED
-)
-@click.option("--mode", "modes", multiple=True, type=click.Choice(MODES), default=MODES)
-@click.option(
-    "--precision", "precisions", multiple=True, type=click.Choice(PRECISIONS), default=PRECISIONS
-)
+@options.experiment
+@options.choice("--strategy", "names", DISTRIBUTED)
+@options.choice("--mode", "modes", MODES)
+@options.precisions
 @click.option("--ranks", "sizes", multiple=True, type=click.IntRange(min=2), default=(2,))
-@click.option(
-    "--batch",
-    default=16,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Patches of a rank and step; strong: of as many ranks as there are at most, in all.",
+@options.count(
+    "--batch", 16, "Patches of a rank and step; strong: of as many ranks as there are, in all."
 )
-@click.option("--patch", default=32, show_default=True, help="Edge of a patch [px of 10 m].")
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
+@options.patch
+@options.count("--rounds", 3)
 @click.option("--runs", default=2, show_default=True, type=click.IntRange(min=2))
-@click.option("--steps", default=3, show_default=True, type=click.IntRange(min=1), help="A turn.")
+@options.count("--steps", 3, "A turn.")
 @click.option(
     "--train", type=click.IntRange(min=1), help="Patches of an epoch; default: as papers."
 )
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in kerass2.fit.")
+@options.settings
 @click.option("--short", is_flag=True, help="A small model, two turns of a step.")
 @record.output_options("scaling.jsonl")
 def main(

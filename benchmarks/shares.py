@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from benchmarks import record, scaling, turns
+from benchmarks import options, record, scaling, turns
 from kerass2 import config
 
 PARTS = ("compute", "communication", "input", "rest")
@@ -26,24 +26,16 @@ STRATEGIES = ("single", *scaling.DISTRIBUTED)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--experiment", default="superres_20m", show_default=True, help="Whose model.")
-@click.option(
-    "--strategy", "names", multiple=True, type=click.Choice(STRATEGIES), default=STRATEGIES
-)
-@click.option(
-    "--precision",
-    "precisions",
-    multiple=True,
-    type=click.Choice(scaling.PRECISIONS),
-    default=scaling.PRECISIONS,
-)
+@options.experiment
+@options.choice("--strategy", "names", STRATEGIES)
+@options.precisions
 @click.option("--ranks", default=2, type=click.IntRange(min=2), show_default=True)
-@click.option("--batch", default=16, type=click.IntRange(min=1), show_default=True)
+@options.count("--batch", 16, "Patches of a rank and step.")
 @click.option("--data", default="synthetic", show_default=True, help="As in kerass2.fit.")
 @click.option("--patch", default=32, show_default=True, help="Edge in the data [px of 10 m].")
-@click.option("--rounds", default=3, type=click.IntRange(min=1), show_default=True)
-@click.option("--steps", default=4, type=click.IntRange(min=1), show_default=True, help="A turn.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in kerass2.fit.")
+@options.count("--rounds", 3)
+@options.count("--steps", 4, "A turn.")
+@options.settings
 @click.option("--short", is_flag=True, help="A small model, two turns.")
 @record.output_options("shares.jsonl")
 def main(

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from benchmarks import record
+from benchmarks import options, record
 
 # Strategy -> ranks.
 RANKS = {"single": 1, "horovod": 2, "multiworker": 2}
@@ -28,9 +28,9 @@ POLL_SECONDS = 0.005
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--experiment", default="superres_20m_compact", show_default=True)
 @click.option("--data", type=click.Path(path_type=pathlib.Path), help="Default: made up.")
-@click.option("--batch", default=16, show_default=True, help="Patches a step and rank.")
-@click.option("--rounds", default=5, show_default=True, help="Measurements of each.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in kerass2.fit.")
+@options.count("--batch", 16, "Patches a step and rank.")
+@options.count("--rounds", 5, "Measurements of each.")
+@options.settings
 @record.output_options("startup.jsonl")
 def main(
     experiment: str,

@@ -27,45 +27,26 @@ from typing import Any
 
 import click
 
-from benchmarks import record, step_profile
+from benchmarks import options, record, step_profile
 from benchmarks.step_rank import BLOCK, WARM_UP
 from kerass2 import config
 
-PRECISIONS = ("float32", "bfloat16")
 DISTRIBUTED = ("horovod", "multiworker")
 ENOUGH = 1.6
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--experiment", default="superres_20m", show_default=True, help="Whose model.")
-@click.option(
-    "--batch",
-    default=64,
-    type=click.IntRange(min=1),
-    show_default=True,
-    help="Patches a step and rank; the paper has 128.",
-)
-@click.option(
-    "--patch",
-    default=32,
-    type=click.IntRange(min=1),
-    show_default=True,
-    help="Edge of a patch [px of 10 m].",
-)
-@click.option(
-    "--rounds",
-    default=5,
-    type=click.IntRange(min=1),
-    show_default=True,
-    help="Turns that each variant takes.",
-)
+@options.experiment
+@options.count("--batch", 64, "Patches a step and rank; the paper has 128.")
+@options.patch
+@options.count("--rounds", 5, "Turns that each variant takes.")
 @click.option(
     "--ranks/--no-ranks",
     default=True,
     show_default=True,
     help="Measure 2 ranks too, which is long.",
 )
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in kerass2.fit.")
+@options.settings
 @record.output_options("step.jsonl")
 def main(
     experiment: str,
@@ -81,9 +62,9 @@ def main(
     case = {"experiment": chosen.to_json(), "batch": batch, "patch": patch, "rounds": rounds}
     what: dict[str, Any] = {"experiment": chosen.name, "batch": batch, "patch": patch}
     kinds = ("bare", "loop", "applications") if _has_twin(chosen) else ("bare", "loop")
-    variants = [(kind, precision) for precision in PRECISIONS for kind in kinds]
+    variants = [(kind, precision) for precision in options.PRECISIONS for kind in kinds]
     seconds = dict(zip(variants, _measure([], case, "single", variants), strict=True))
-    for precision in PRECISIONS:
+    for precision in options.PRECISIONS:
         bare, loop = (seconds[kind, precision] for kind in ("bare", "loop"))
         _report(output, "loop over bare", bare, loop, batch, {"precision": precision, **what})
         if _has_twin(chosen):
@@ -93,16 +74,16 @@ def main(
     both = {"precision": "both", **what}
     for kind in kinds[1:]:
         name = "bfloat16 over float32" + (", applications" if kind == "applications" else "")
-        float32, bfloat16 = (seconds[kind, precision] for precision in PRECISIONS)
+        float32, bfloat16 = (seconds[kind, precision] for precision in options.PRECISIONS)
         _report(output, name, float32, bfloat16, batch, both)
-    loops = [statistics.median(seconds["loop", precision]) for precision in PRECISIONS]
+    loops = [statistics.median(seconds["loop", precision]) for precision in options.PRECISIONS]
     if _has_twin(chosen) and loops[0] / loops[1] < ENOUGH:
         _profile(output, case, what)
     if not ranks:
         return
     what["cores_used"] = cores = _two_cores()
     medians = _measure_ranks(case, cores)
-    for precision in PRECISIONS:
+    for precision in options.PRECISIONS:
         for strategy in DISTRIBUTED:
             alone, together = medians["single", precision], medians[strategy, precision]
             name, of = f"efficiency of 2 ranks, {strategy}", {"precision": precision, **what}
@@ -162,12 +143,12 @@ def _measure_ranks(case: dict[str, Any], cores: list[int]) -> dict[tuple[str, st
     # The launcher shares the cores that it may use among its ranks: one each.
     prefixes = {name: [*_pinned(cores), *launch, name, "--"] for name in DISTRIBUTED}
     prefixes = {"single": _pinned(cores[:1]), **prefixes}
-    variants = [("loop", precision) for precision in PRECISIONS]
+    variants = [("loop", precision) for precision in options.PRECISIONS]
     found: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
     for _ in range(case["rounds"]):
         for strategy, prefix in prefixes.items():
             measured = _measure(prefix, case, strategy, variants)
-            for precision, seconds in zip(PRECISIONS, measured, strict=True):
+            for precision, seconds in zip(options.PRECISIONS, measured, strict=True):
                 found[strategy, precision].append(statistics.median(seconds))
     return found
 

@@ -16,7 +16,7 @@ HEAD = "| what | figure | command |\n|---|---|---|"
 DISTURBED = " (disturbed)"
 # Labels that tell lines of one kind apart; others, such as the batch, stand in the record.
 LABELS = ("path", "base", "set", "strategy", "experiment", "model", "precision", "mode", "ranks")
-LABELS += ("bytes", "size", "budget", "global_batch", "settings", "ratio_of")
+LABELS += ("cores_each", "bytes", "size", "budget", "global_batch", "settings", "ratio_of")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,11 +64,13 @@ def _sums(line: record.Line) -> tuple[str, str] | None:
 def _sum_ratio(line: record.Line) -> tuple[str, str] | None:
     if not line["set"] or line.get("settings"):
         return None
-    return f"the same, {line['path']} over {line['base']}: {line['set']}", _number(line, "ratio")
+    what = f"the same, {line['path']} over {line['base']}: {line['set']}, {line['ranks']} ranks"
+    return what, _number(line, "ratio")
 
 
 def _scaling(line: record.Line) -> tuple[str, str] | None:
-    if line["ranks"] == 1:
+    turns = line["ranks"] * line.get("cores_each", 0) > line["where"]["cores"]
+    if line["ranks"] == 1 or turns:
         return None
     name = f"{line['experiment']}, {line['mode']}, {line['precision']}, {line['strategy']}"
     epoch = f"an epoch {line['epoch_seconds']['mean']:.0f} s"

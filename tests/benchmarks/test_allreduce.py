@@ -149,3 +149,13 @@ def test_the_tcp_ring_carries_what_a_ring_moves(tmp_path: pathlib.Path) -> None:
     assert moved >= 2 * 3 * 30_000_000
     # Headers, acknowledgements, and what other processes of this machine send.
     assert moved < 4 * 2 * 3 * 30_000_000
+
+
+@pytest.mark.slow
+def test_a_parameter_server_with_a_core_for_each_worker(
+    run_benchmark: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
+    """Servers with as many threads as cores (one) would wait for each other for ever."""
+    options = ["--path", "parameter-server", "--size", "40000", "--rounds", "1", "--seconds", "0"]
+    (line,) = call(tmp_path, run_benchmark, *options)
+    assert (line["path"], line["bytes"], line["ranks"]) == ("parameter-server", 40_000, 2)

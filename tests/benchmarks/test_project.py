@@ -107,6 +107,14 @@ def test_ranks_that_use_all_cores_take_turns() -> None:
     )
 
 
+def test_ranks_with_cores_of_their_own_count_first() -> None:
+    """One rank on one core takes 1 s, on both 0.5 s: 2 ranks take as long as one of the first."""
+    lines = [*training({1: 1.0}, cores_each=1), *training({1: 0.5}, cores_each=2)]
+    found = project.project(local(devices=2), [*sums(link=model.Link(0, 1e-15)), *lines], [1, 2])
+    seconds = [row["seconds"] for row in found["cases"][0]["curve"]]
+    assert seconds == pytest.approx([1, 1], rel=1e-3)
+
+
 def test_juwels_from_what_is_published() -> None:
     found = project.project(systems.load("juwels"), [], project.parse_ranks("1..1024"))
     assert [case["title"] for case in found["cases"]] == ["S2x", "S6x", "ResNet-50"]

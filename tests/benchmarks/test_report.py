@@ -351,6 +351,14 @@ def test_ticks_of_decades(values: list[float], expected: list[float]) -> None:
     assert report_plots.decades(values) == pytest.approx(expected)
 
 
+def test_sizes_have_fewer_ticks_and_small_numbers_one_form() -> None:
+    sizes = [2**power for power in range(10, 29, 2)]
+    assert report_plots.thin(sizes, 6) == [2**power for power in (10, 14, 18, 22, 26)]
+    assert [report_plots._tick(value) for value in (1e-5, 1e-4, 0.01, 2000)] == [
+        *("1e-05", "1e-04", "0.01", "2,000"),
+    ]
+
+
 def test_long_names_are_wrapped_and_stay_text() -> None:
     assert report_plots.wrap("S2x, horovod, float32, <b>2 ranks") == (
         "S2x, horovod, float32,<br>&lt;b&gt;2 ranks"
@@ -363,6 +371,14 @@ def test_where_ranks_take_turns_it_is_said() -> None:
     cores = systems.load("local").node.devices
     if cores < 4:
         assert f"since there is room for {cores} only: more take turns" in told
+
+
+def test_ranks_without_cores_of_their_own_are_no_curve() -> None:
+    """Four ranks on two cores: neither they nor the fewer ranks of their run are scaling."""
+    own = made_records.training({1: 1.0, 2: 1.1}, cores_each=1)
+    shared = made_records.training({1: 0.5, 2: 1.0, 4: 2.0}, cores_each=2)
+    assert report_scaling.select_scaling([*own, *shared]) == own
+    assert report_scaling.select_scaling(made_records.training({1: 1.0, 4: 2.0})) != []
 
 
 def test_records_that_compare_nothing() -> None:

@@ -113,3 +113,8 @@ def test_missing_and_damaged_records_are_named(kept: pathlib.Path, measured: Any
     result = call(kept)
     assert result.exit_code == 1
     assert f"line {len(NAMES) + 1}: damaged" in result.output
+
+
+def test_the_kept_record_has_every_ratio() -> None:
+    found = short.read_kept(short.KEPT, NAMES)
+    assert set(found) == set(NAMES)
