@@ -26,8 +26,8 @@ from strategies.cluster import Cluster
 
 # TensorFlow's server then takes a port (SO_REUSEPORT) that this user holds until it is there.
 SHARED_PORT = "TF_GRPC_REUSE_PORT"
-# Bytes that RING sums together. In one piece, tf.distribute's default, ResNet-50's 94 MB took 1.5 to
-# 3 times as long as in pieces of this size, and in smaller ones longer too: each costs a call.
+# Bytes that RING sums together. In one piece, tf.distribute's default, ResNet-50's 94 MB took 1.5
+# to 3 times as long as in pieces of this size, and in smaller ones longer too: each costs a call.
 RING_BYTES = 8 * 2**20
 
 
