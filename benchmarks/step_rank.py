@@ -98,7 +98,11 @@ def _make_step(strategy: Strategy, case: dict[str, Any], precision: str) -> tupl
     experiment = case["experiment"]
     loss = losses.get(experiment["loss"], experiment["loss_options"], _count(batch["targets"]))
     compression = experiment["run"]["compression"]
-    step = steps.build_step(strategy, model, optimizer, loss, global_batch, compression=compression)
+    step = steps.build_step(
+        *(strategy, model, optimizer, loss, global_batch),
+        compression=compression,
+        parts=case.get("parts", 1),
+    )
     return model, optimizer, step, batch
 
 

@@ -9,10 +9,12 @@
               pixels; and the error against the truth in both precisions
   attention   the same with S2x against its plain form, attention over all of a window of 128 px
   training    S2x's step in our loop against plain Keras' fit
+  memory      what the attention adds to a training step's memory at 96 px, its time over the direct
+              form's, and resident memory and time of S6x's step, whole and in parts
 
 Times are after start-up, which is reported apart: imports, loading a model, and a first call for
-each size of window. Every measurement is a process of its own (superres_rank.py); in `training`
-both take turns in one.
+each size of window. Every measurement is a process of its own (superres_rank.py); in `training` and
+`memory` what is compared takes turns in one.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ import numpy as np
 
 from benchmarks import record
 
-PARTS = ("tile", "plain", "attention", "training")
+PARTS = ("tile", "plain", "attention", "training", "memory")
 MODELS = ("dsen2", "s2x")
 PRECISIONS = ("float32", "bfloat16")
 # Borders of the plain way [px of 10 m]: DSen2's own, and one that loses nothing (14 are enough, but
 # 20 m pixels at a window's edge are interpolated from one more).
 DSEN2_BORDER, EXACT_BORDER = 8, 16
+# Patches of a step in `memory`, of --large px.
+LARGE_BATCH = 32
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,6 +63,13 @@ DSEN2_BORDER, EXACT_BORDER = 8, 16
     "--batch", default=64, type=click.IntRange(min=1), show_default=True, help="Of `training`."
 )
 @click.option("--patch", default=32, type=click.IntRange(min=2), show_default=True)
+@click.option(
+    "--large",
+    default=96,
+    type=click.IntRange(min=36),
+    show_default=True,
+    help="Patch of `memory` [px of 10 m], a multiple of 6.",
+)
 @click.option("--rounds", default=5, type=click.IntRange(min=1), show_default=True)
 @click.option("--filters", default=128, type=click.IntRange(min=1), show_default=True)
 @click.option("--blocks", default=6, type=click.IntRange(min=1), show_default=True)
@@ -94,6 +105,7 @@ def main(
                     "plain": bench.measure_plain,
                     "attention": bench.measure_attention,
                     "training": bench.measure_training,
+                    "memory": bench.measure_memory,
                 }[part]()
 
 
@@ -206,6 +218,41 @@ class _Bench:
                 f"product {shares['loop']['median']:.2f}, fit {shares['fit']['median']:.2f}"
             )
 
+    def measure_memory(self) -> None:
+        """The attention in a training step, and a whole step of S6x."""
+        from kerass2 import config
+
+        large, small, batch = self._options["large"], self._options["patch"], LARGE_BATCH
+        for precision in self._precisions:
+            what = {"dtype": precision, "patch": large, "batch": batch}
+            case = {**what, "forms": ("chosen", "none")}
+            found = self._run("layer", case, "superres_attention")["peak_bytes"]
+            extra = (found["chosen"] - found["none"]) / 2**20
+            record.append(self._output, "attention's memory", **what, extra_mib=extra)
+            click.echo(f"attention, {precision}, {batch} of {large} px: {extra:.0f} MiB more")
+            for patch, number in ((small, self._options["batch"]), (large, 1)):
+                what = {"dtype": precision, "patch": patch, "batch": number}
+                case = {**what, "forms": ("chosen", "direct")}
+                seconds = self._run("layer", case, "superres_attention")["seconds"]
+                ratios = [a / b for a, b in zip(seconds["chosen"], seconds["direct"], strict=True)]
+                ratio = record.figure(ratios, "1")
+                record.append(self._output, "attention over direct", **what, ratio=ratio)
+                click.echo(
+                    f"attention, {precision}, {number} of {patch} px: {np.median(ratios):.2f} of "
+                    "the direct form's time"
+                )
+        changes = [f"model.options.{k}={v}" for k, v in self._options_of("s6x").items()]
+        experiment = config.override(config.load("superres_60m"), changes).to_json()
+        what = {"model": "s6x", "precision": "bfloat16", "patch": large, "batch": batch}
+        for parts in (1, 4):
+            case = {**what, "experiment": experiment, "parts": parts, "rounds": 2}
+            found = self._run("model", case, "superres_attention")
+            record.append(self._output, "step's memory", **what, parts=parts, **found)
+            click.echo(
+                f"S6x, {batch} of {large} px, bfloat16, in {parts} parts: "
+                f"{found['resident_gib']:.2f} GiB, {found['seconds']:.1f} s a step"
+            )
+
     def _report(
         self,
         name: str,
@@ -256,12 +303,14 @@ class _Bench:
             synthetic_product.write_product(folder, pixels, level="L1C")
         return next(folder.glob("*.SAFE"))
 
-    def _run(self, kind: str, case: dict[str, Any]) -> dict[str, Any]:
-        """What a process of superres_rank finds."""
+    def _run(
+        self, kind: str, case: dict[str, Any], module: str = "superres_rank"
+    ) -> dict[str, Any]:
+        """What a process finds."""
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "found.json"
             case = {**case, "output": str(path)}
-            command = [sys.executable, "-m", "benchmarks.superres_rank", kind, json.dumps(case)]
+            command = [sys.executable, "-m", f"benchmarks.{module}", kind, json.dumps(case)]
             if code := subprocess.run(command).returncode:
                 raise click.ClickException(f"a process of the benchmark ended with {code}")
             found: dict[str, Any] = json.loads(path.read_text())

@@ -83,7 +83,7 @@ def tile(case: dict[str, Any]) -> dict[str, Any]:
         plan, outputs.Target(output, "COG"), strategies.get("single"), identity={}, overwrite=True
     )
     seconds = time.perf_counter() - begin
-    peak = _peak_resident()
+    peak = peak_resident()
     rates.append(measure_product(case["precision"]))
     transfer_s, transfer_cpu_s = _time_transfer(plan, output.with_name(f"idle-{output.name}"))
     flop, inside = sharpen.count_work(plan)
@@ -154,7 +154,7 @@ def _idle(network: Network, plan: Plan) -> Network:
     return dataclasses.replace(network, predict=predict)
 
 
-def _peak_resident() -> float:
+def peak_resident() -> float:
     """Of this process so far [GiB], mapped files included."""
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20
@@ -183,7 +183,7 @@ def plain(case: dict[str, Any]) -> dict[str, Any]:
         model, pathlib.Path(case["product"]), pathlib.Path(case["image"]), case["border"], batch
     )
     seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "start_up_s": start_up, "resident_gib": _peak_resident()}
+    return {"seconds": seconds, "start_up_s": start_up, "resident_gib": peak_resident()}
 
 
 def truth(case: dict[str, Any]) -> dict[str, Any]:

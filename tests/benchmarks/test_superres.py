@@ -10,7 +10,7 @@ import click.testing
 import numpy as np
 import pytest
 
-from benchmarks import superres, superres_plain, superres_rank
+from benchmarks import superres, superres_attention, superres_plain, superres_rank
 
 TINY = {
     **{"size": 144, "small": 240, "filters": 8, "blocks": 1},
@@ -22,8 +22,10 @@ TINY = {
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is a process of its own otherwise, in this one: TensorFlow is imported once."""
 
-    def run(self: Any, kind: str, case: dict[str, Any]) -> Any:
-        found = getattr(superres_rank, kind)(json.loads(json.dumps(case)))
+    modules = {"superres_rank": superres_rank, "superres_attention": superres_attention}
+
+    def run(self: Any, kind: str, case: dict[str, Any], module: str = "superres_rank") -> Any:
+        found = getattr(modules[module], kind)(json.loads(json.dumps(case)))
         return json.loads(json.dumps(found))
 
     monkeypatch.setattr(superres._Bench, "_run", run)
@@ -88,6 +90,20 @@ def test_training(here: None, tmp_path: pathlib.Path) -> None:
     assert line["ratio"]["repeats"] == 2
     assert line["share"]["loop"]["median"] > 0
     assert "training over fit, float32" in text
+
+
+def test_memory(here: None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four patches of 48 px have maps of 85 MB: the direct form's, which so few may have."""
+    monkeypatch.setattr(superres, "LARGE_BATCH", 4)
+    arguments = ("--part", "memory", "--precision", "float32", "--large", "48")
+    lines, text = call(tmp_path / "superres.jsonl", *arguments)
+    extra, *ratios, whole, parts = lines
+    assert 81 < extra["extra_mib"] < 1000
+    assert [line["patch"] for line in ratios] == [16, 48]
+    assert all(line["ratio"]["median"] > 0 for line in ratios)
+    assert (whole["parts"], parts["parts"]) == (1, 4)
+    assert 0.2 < whole["resident_gib"] <= parts["resident_gib"]  # of one process here
+    assert "S6x, 4 of 48 px, bfloat16, in 4 parts" in text
 
 
 def test_the_plain_network_is_s2x() -> None:
