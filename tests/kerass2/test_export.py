@@ -211,8 +211,8 @@ def test_formats_on_the_command_line_are_those_there() -> None:
     assert tuple(export_formats.FORMATS) == export.FORMATS
 
 
-def test_the_command(files, tmp_path: pathlib.Path, run_here) -> None:
-    done = run_here("export", files["dsen2"], "--format", "savedmodel", "-o", tmp_path / "out")
+def test_the_command(files, tmp_path: pathlib.Path, run_command) -> None:
+    done = run_command("export", files["dsen2"], "--format", "savedmodel", "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "checked: at most" in done.stdout
     assert (tmp_path / "out" / "saved_model" / "saved_model.pb").is_file()

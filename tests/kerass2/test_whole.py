@@ -206,14 +206,14 @@ def test_scenes_that_do_not_do(tmp_path: pathlib.Path, scenes: pathlib.Path) -> 
 def test_dsen2_on_a_real_scene_by_the_command(
     shared_data: pathlib.Path,
     tmp_path: pathlib.Path,
-    run_here: Callable,
+    run_command: Callable,
     name: str,
     gsd: int,
 ) -> None:
     """Published weights, from the command line, within 1 % of the reference in every band."""
     weights = shared_data / "weights" / f"dsen2_{name[:3]}{gsd}M.npz"
     scene, output = shared_data / "sr_scenes" / f"{name}.npz", tmp_path / "found.json"
-    done = run_here("evaluate", weights, "--data", scene, "--whole", "single", "-o", output)
+    done = run_command("evaluate", weights, "--data", scene, "--whole", "single", "-o", output)
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())
     rows = json.loads((shared_data / "sr_reference" / "dsen2_wald_reference.json").read_text())

@@ -1,6 +1,6 @@
 """Step of SGD on a gradient that differs per rank, without and with strategy.start.
 
-python sum_rank.py multiworker OUT. Run by strategies.launch. Leaves TensorFlow's patience [ms].
+python sum_rank.py multiworker OUT. Run by strategies.launch. Leaves TensorFlow's patience too [ms].
 """
 
 from __future__ import annotations
