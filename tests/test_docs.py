@@ -56,11 +56,35 @@ def test_every_tutorial_runs_something():
     assert {page.stem for page in RUN} >= {page.stem for page in (DOCS / "tutorials").glob("*.md")}
 
 
-def test_the_site_builds_without_a_warning(tmp_path):
-    """Links between pages, and names in the code that a page shows, are checked by that."""
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Built without a warning: that checks links between pages, and names in code shown."""
     pytest.importorskip("sphinx", reason="the extra docs is not installed here")
+    folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
-    run([*command, "-d", str(tmp_path / "doctrees"), str(DOCS), str(tmp_path / "html")], ROOT)
-    built = {page.relative_to(tmp_path / "html").with_suffix(".md") for page in
-             (tmp_path / "html").rglob("*.html")}  # fmt: skip
+    run([*command, "-d", str(folder / "doctrees"), str(DOCS), str(folder / "html")], ROOT)
+    return folder / "html"
+
+
+def test_the_site_has_every_page(site):
+    built = {page.relative_to(site).with_suffix(".md") for page in site.rglob("*.html")}
     assert {page.relative_to(DOCS) for page in PAGES} <= built
+
+
+@pytest.mark.chromium
+def test_the_site_on_a_desk_and_on_a_phone(site, browser):
+    """Nothing sticks out, no picture is missing, and nothing comes from elsewhere."""
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        for page in PAGES:
+            browser.get((site / page.relative_to(DOCS).with_suffix(".html")).as_uri())
+            seen = browser.execute_script(
+                "return [document.documentElement.scrollWidth,"
+                " [...document.images].filter(i => !i.naturalWidth).map(i => i.src),"
+                " performance.getEntriesByType('resource').map(r => r.name)"
+                ".filter(n => !n.startsWith('file:') && !n.startsWith('data:'))]"
+            )
+            assert seen == [width, [], []], page
