@@ -175,7 +175,7 @@ class TrainingLog:
 
 
 def _open_events(tf: Any, folder: pathlib.Path) -> Any:
-    """TensorFlow's writer; None where TensorBoard is not installed, without which it writes nothing.
+    """TensorFlow's writer; None where TensorBoard is not installed, which it needs.
 
     TensorFlow to 2.20 brings TensorBoard, 2.21 does not.
     """
