@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -23,6 +24,7 @@ PAGES = [page for page in sorted(DOCS.rglob("*.md")) if "generated" not in page.
 BLOCK = re.compile(
     r"^```(?:\{code-block\} )?(sh|python)\n(?::caption: (\S+)\n)?(.+?)^```", re.M | re.S
 )
+QUICKSTART = (DOCS / "quickstart.md").read_text()
 RUN = [page for page in PAGES if BLOCK.search(page.read_text())]
 
 
@@ -50,6 +52,26 @@ def test_a_page_runs_as_it_stands(page, tmp_path):
             for line in text.splitlines():
                 words = [sys.executable if w == "python" else w for w in shlex.split(line)]
                 run(words, tmp_path)
+
+
+def test_a_first_picture_in_five_commands(tmp_path):
+    """From a clone to a picture, in an environment that is empty before; the time is printed."""
+    (text,) = re.findall(r":caption: five commands\n(.+?)^```", QUICKSTART, re.M | re.S)
+    assert len(text.splitlines()) == 5
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "KERASS2"))}
+    begin = time.monotonic()
+    done = subprocess.run(
+        ["bash", "-ec", text.replace("URL", shlex.quote(str(ROOT)))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=590,
+        env={**variables, "KERASS2_CACHE": str(tmp_path / "cache")},
+    )
+    print(f"{time.monotonic() - begin:.0f} s from a clone to a picture")
+    assert done.returncode == 0, done.stderr
+    for name in ("sharp.tif", "sharp.png"):
+        assert (tmp_path / "kerass2" / name).stat().st_size > 10_000
 
 
 def test_every_tutorial_runs_something():
