@@ -6,6 +6,7 @@ log.jsonl, TensorBoard events, and a progress line on rank 0's screen.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import pathlib
 import time
@@ -68,8 +69,7 @@ class TrainingLog:
         self._path = workdir / "log.jsonl"
         _forget_after(self._path, first_step)
         self._file, self._failed = self._path.open("a"), False
-        self._events = tf.summary.create_file_writer(str(workdir / "tensorboard"))
-        self._tf = tf
+        self._tf, self._events = tf, _open_events(tf, workdir / "tensorboard")
         self._every, self._num_steps, self._global_batch = every, num_steps, global_batch
         self._learning_rate = learning_rate
         self._begin = time.monotonic() - seconds
@@ -124,6 +124,8 @@ class TrainingLog:
         """
         line = {"step": done, **values, "seconds": round(self.seconds, 3)}
         self._write(json.dumps(line) + "\n")
+        if self._events is None:
+            return
         with self._events.as_default(step=done):
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -131,6 +133,8 @@ class TrainingLog:
 
     def images(self, done: int, **images: NDArray[np.uint8]) -> None:
         """Pictures (picture, y, x, 3) by name, for TensorBoard alone."""
+        if self._events is None:
+            return
         with self._events.as_default(step=done):
             for name, pictures in images.items():
                 self._tf.summary.image(name, pictures, max_outputs=len(pictures))
@@ -166,7 +170,22 @@ class TrainingLog:
         self._progress.stop()
         with contextlib.suppress(OSError):  # said before
             self._file.close()
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _open_events(tf: Any, folder: pathlib.Path) -> Any:
+    """TensorFlow's writer; None where TensorBoard is not installed, which it needs.
+
+    TensorFlow to 2.20 brings TensorBoard, 2.21 does not.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        messages.warn(
+            "tensorboard is not installed (pip install tensorboard): its folder stays empty; "
+            "log.jsonl has the numbers"
+        )
+        return None
+    return tf.summary.create_file_writer(str(folder))
 
 
 def _forget_after(path: pathlib.Path, step: int) -> None:

@@ -44,13 +44,33 @@ def build(
         card: where the model's card stands beside the item.
     """
     import pystac
-    from pystac.extensions.classification import ClassificationExtension
-    from pystac.extensions.mlm import AssetGeneralMLMExtension, MLMExtension, TaskType
+    from pystac.extensions.mlm import AssetGeneralMLMExtension
+
+    item = _new_item(identifier, about)
+    _describe_model(item, about, framework, memory)
+    weights = pystac.Asset(
+        href=f"./{asset.name}",
+        title=about["summary"],
+        media_type=media_type,
+        roles=["mlm:model", "mlm:weights"],
+        extra_fields={"bands": _bands(about["inputs"])},
+    )
+    item.add_asset("model", weights)
+    AssetGeneralMLMExtension.ext(weights).apply(artifact_type=about["format"])
+    item.add_asset(
+        "card", pystac.Asset(f"./{card.name}", media_type="text/markdown", roles=["metadata"])
+    )
+    return item
+
+
+def _new_item(identifier: str, about: Mapping[str, Any]) -> Any:
+    """An item of the whole earth, without a model yet."""
+    import pystac
 
     west, south, east, north = BBOX
     ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
     now = datetime.datetime.now(datetime.UTC)
-    item = pystac.Item(
+    return pystac.Item(
         id=identifier,
         geometry={"type": "Polygon", "coordinates": [ring]},
         bbox=list(BBOX),
@@ -65,6 +85,15 @@ def build(
             "processing:software": {"kerass2": about["version"]},
         },
     )
+
+
+def _describe_model(
+    item: Any, about: Mapping[str, Any], framework: tuple[str, str], memory: int
+) -> None:
+    """Put what the mlm extension wants to know into the item; see build."""
+    from pystac.extensions.classification import ClassificationExtension
+    from pystac.extensions.mlm import MLMExtension, TaskType
+
     model = MLMExtension.ext(item, add_if_missing=True)
     task = TaskType(LABELS if about["task"] == LABEL_TASK else SHARPENS)
     model.apply(
@@ -90,19 +119,6 @@ def build(
     item.stac_extensions += [kind["eo"], kind["processing"]]
     if about["task"] == LABEL_TASK:
         item.stac_extensions.append(ClassificationExtension.get_schema_uri())
-    weights = pystac.Asset(
-        href=f"./{asset.name}",
-        title=about["summary"],
-        media_type=media_type,
-        roles=["mlm:model", "mlm:weights"],
-        extra_fields={"bands": _bands(about["inputs"])},
-    )
-    item.add_asset("model", weights)
-    AssetGeneralMLMExtension.ext(weights).apply(artifact_type=about["format"])
-    item.add_asset(
-        "card", pystac.Asset(f"./{card.name}", media_type="text/markdown", roles=["metadata"])
-    )
-    return item
 
 
 def _input(name: str, about: Mapping[str, Any]) -> Any:
