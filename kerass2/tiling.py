@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -252,8 +253,19 @@ class Rows:
         for number in range(first, last):
             begin, end = self._edges[number : number + 2]
             if begin not in self._held:
-                self._held[begin] = np.asarray(self._cube[:, begin:end])
+                self._held[begin] = self._read(slice(begin, end))
         return dict(self._held)
+
+    def _read(self, rows: slice) -> NDArray[np.uint16]:
+        """One chunk of bands after the other: dask copies together what it reads at once."""
+        chunks = getattr(self._cube, "chunks", None)
+        if chunks is None:
+            return np.asarray(self._cube[:, rows])
+        edges = np.cumsum([0, *chunks[0]]).tolist()
+        pixels = np.empty(self._cube[:, rows].shape, self._cube.dtype)
+        for bands in (slice(*pair) for pair in itertools.pairwise(edges)):
+            pixels[bands] = self._cube[bands, rows]
+        return pixels
 
 
 class Held:
