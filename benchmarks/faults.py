@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from benchmarks import record
+from benchmarks import options, record
 from kerass2 import config
 
 SECONDS = 10.0
@@ -27,13 +27,13 @@ RANKS = {"single": 1, "horovod": 2, "multiworker": 2}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--experiment", default="superres_20m", show_default=True, help="Whose model.")
-@click.option("--batch", default=16, show_default=True, help="Patches a step and rank.")
-@click.option("--patch", default=32, show_default=True, help="Edge of a patch [px of 10 m].")
-@click.option("--rounds", default=3, show_default=True, help="Measurements of each.")
+@options.experiment
+@options.count("--batch", 16, "Patches a step and rank.")
+@options.patch
+@options.count("--rounds", 3, "Measurements of each.")
 @click.option("--seconds", default=SECONDS, show_default=True, help="Between two checkpoints.")
 @click.option("--strategy", "names", multiple=True, default=tuple(RANKS), show_default=True)
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in kerass2.fit.")
+@options.settings
 @record.output_options("faults.jsonl")
 def main(
     experiment: str,

@@ -29,11 +29,10 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks import record
+from benchmarks import options, record
 
 PARTS = ("tile", "plain", "attention", "training", "memory")
 MODELS = ("dsen2", "s2x")
-PRECISIONS = ("float32", "bfloat16")
 # Borders of the plain way [px of 10 m]: DSen2's own, and one that loses nothing (14 are enough, but
 # 20 m pixels at a window's edge are interpolated from one more).
 DSEN2_BORDER, EXACT_BORDER = 8, 16
@@ -44,7 +43,7 @@ LARGE_BATCH = 32
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Default: all.")
 @click.option("--model", "models", multiple=True, type=click.Choice(MODELS), help="Of `tile`.")
-@click.option("--precision", "precisions", multiple=True, type=click.Choice(PRECISIONS))
+@options.precisions
 @click.option(
     "--size",
     default=5490,
@@ -59,10 +58,8 @@ LARGE_BATCH = 32
     show_default=True,
     help="Edge of the product of `plain`; `attention` has half of it.",
 )
-@click.option(
-    "--batch", default=64, type=click.IntRange(min=1), show_default=True, help="Of `training`."
-)
-@click.option("--patch", default=32, type=click.IntRange(min=2), show_default=True)
+@options.count("--batch", 64, "Of `training`.")
+@options.patch
 @click.option(
     "--large",
     default=96,
@@ -70,9 +67,9 @@ LARGE_BATCH = 32
     show_default=True,
     help="Patch of `memory` [px of 10 m], a multiple of 6.",
 )
-@click.option("--rounds", default=5, type=click.IntRange(min=1), show_default=True)
-@click.option("--filters", default=128, type=click.IntRange(min=1), show_default=True)
-@click.option("--blocks", default=6, type=click.IntRange(min=1), show_default=True)
+@options.count("--rounds", 5)
+@options.count("--filters", 128)
+@options.count("--blocks", 6)
 @click.option("--weights", type=click.Path(path_type=pathlib.Path), help="DSen2's, .npz or .hdf5.")
 @click.option("--scene", type=click.Path(path_type=pathlib.Path), help="For `plain`: the truth.")
 @click.option(
@@ -87,15 +84,15 @@ def main(
     precisions: tuple[str, ...],
     folder: pathlib.Path | None,
     output: pathlib.Path,
-    **options: Any,
+    **sizes: Any,
 ) -> None:
     """Measure super-resolution on this machine."""
-    if options["size"] % 6 or options["small"] % 12:
+    if sizes["size"] % 6 or sizes["small"] % 12:
         raise click.UsageError("--size: expected a multiple of 6; --small: of 12")
     with tempfile.TemporaryDirectory() as temporary:
         root = (folder or pathlib.Path(temporary)).resolve()
         root.mkdir(parents=True, exist_ok=True)
-        bench = _Bench(root, output, precisions or PRECISIONS, options)
+        bench = _Bench(root, output, precisions, sizes)
         for part in parts or PARTS:
             if part == "tile":
                 for model in models or MODELS:
@@ -168,7 +165,7 @@ class _Bench:
                 self._report("over plain", what, plain, found, _gap(images[precision], image))
         if self._options["scene"]:
             case = {"model": base["model"], "scene": str(self._options["scene"])}
-            found = self._run("truth", {**case, "precisions": PRECISIONS})
+            found = self._run("truth", {**case, "precisions": options.PRECISIONS})
             ratio = found["bfloat16"] / found["float32"]
             record.append(self._output, "error against the truth", rmse_dn=found, ratio=ratio)
             click.echo(f"RMSE {found} DN: bfloat16 over float32 {ratio:.4f}")

@@ -10,7 +10,7 @@ import click.testing
 import numpy as np
 import pytest
 
-from benchmarks import superres, superres_attention, superres_plain, superres_rank
+from benchmarks import options, superres, superres_attention, superres_plain, superres_rank
 
 TINY = {
     **{"size": 144, "small": 240, "filters": 8, "blocks": 1},
@@ -79,7 +79,7 @@ def test_against_the_plain_way(here: None, tmp_path: pathlib.Path) -> None:
     for line in (narrow, exact, attention):
         assert line["ratio"] == pytest.approx(line["plain"]["seconds"] / line["ours"]["seconds"])
     found = error["rmse_dn"]
-    assert set(found) == set(superres.PRECISIONS)
+    assert set(found) == set(options.PRECISIONS)
     assert error["ratio"] == pytest.approx(found["bfloat16"] / found["float32"])
     assert 0.9 < error["ratio"] < 1.1
 
