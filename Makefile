@@ -118,7 +118,8 @@ $(BACKENDS)/.packages: constraints.txt setup.cfg $(BACKENDS)/.created
 $(NEWEST)/.packages: constraints-newest.txt setup.cfg $(NEWEST)/.created
 	@echo "installing the packages of constraints-newest.txt into $(@D) (about 2 min, 4 GB on disk)"
 	@$(call install,$(@D)) -c constraints-newest.txt setuptools wheel
-	@$(call install,$(@D)) -c constraints-newest.txt tensorflow-cpu tf2onnx onnx onnxruntime $(editable) '.[dev,jax,torch]'
+	@$(call install,$(@D)) -c constraints-newest.txt tensorflow-cpu tensorboard tf2onnx onnx onnxruntime \
+		$(editable) '.[dev,jax,torch]'
 	@touch $@
 
 $(BUILT): | $(PACKAGES)
