@@ -6,7 +6,6 @@ what it needs. Beyond the granule's edges pixels are mirrored.
 
 from __future__ import annotations
 
-import bisect
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -231,7 +230,8 @@ class Rows:
     """Rows of a cube (band, y, x) from top to bottom; each chunk of a lazy one is read once.
 
     A chunk is read as a whole, and is higher than a row of windows: without this a tile would be
-    decoded ten times over.
+    decoded ten times over. What is left of one is cut off, so that no more than two and what is
+    above them are in memory.
     """
 
     def __init__(self, cube: xarray.DataArray, columns: tuple[int, int]) -> None:
@@ -240,21 +240,28 @@ class Rows:
         self.first = columns[0]
         self._cube = cube.data[:, :, slice(*columns)]
         chunks = getattr(self._cube, "chunks", None)
+        self._lazy = chunks is not None
         edges = [0, cube.shape[1]] if chunks is None else np.cumsum([0, *chunks[-2]]).tolist()
         self._edges: list[int] = edges
-        self._held: dict[int, NDArray[np.uint16]] = {}
+        self._held: dict[int, tuple[int, NDArray[np.uint16]]] = {}
 
     def read(self, start: int, stop: int) -> dict[int, NDArray[np.uint16]]:
-        """First row -> (band, rows, columns) of the chunks that hold rows start to stop."""
-        first = bisect.bisect_right(self._edges, start) - 1
-        last = bisect.bisect_left(self._edges, stop)
-        for key in [key for key in self._held if key < self._edges[first]]:
-            del self._held[key]
-        for number in range(first, last):
-            begin, end = self._edges[number : number + 2]
-            if begin not in self._held:
-                self._held[begin] = self._read(slice(begin, end))
-        return dict(self._held)
+        """First row -> (band, rows, columns) of what is held: rows start to stop and more."""
+        held = {}
+        for begin, end in itertools.pairwise(self._edges):
+            if not begin < stop or not start < end:
+                continue
+            # Its end tells a chunk apart: its first rows may be gone.
+            top, pixels = self._held.get(end, (end, None))
+            if pixels is None or top > max(begin, start):
+                top, pixels = begin, self._read(slice(begin, end))
+            elif self._lazy and top < start and end - start < (end - begin) // 2:
+                # A copy, so that the rest is freed. Of more it would be a second one for a while:
+                # the windows before, which are worked on, have the whole.
+                top, pixels = start, pixels[:, start - top :].copy()
+            held[end] = top, pixels
+        self._held = held
+        return dict(held.values())
 
     def _read(self, rows: slice) -> NDArray[np.uint16]:
         """One chunk of bands after the other: dask copies together what it reads at once."""

@@ -167,6 +167,23 @@ def test_chunks_of_a_lazy_cube_are_read_once(chunk: tuple[int, int], roi: Window
         assert len(read) < blocks, "only what the ROI needs"
 
 
+def test_what_is_left_of_a_chunk_is_cut_off() -> None:
+    pixels = np.arange(480 * 6, dtype=np.uint16).reshape(1, 480, 6)
+    lazy = dask.array.from_array(pixels, chunks=(1, 96, 6))
+    rows = tiling.Rows(build_cube(lazy, ("B02",), 10), (0, 6))
+    before: dict[int, np.ndarray] = {}
+    for core in range(0, 480, 48):
+        start, stop = max(0, core - 4), min(480, core + 52)
+        held = rows.read(start, stop)
+        joined = np.concatenate([part for _, part in sorted(held.items())], axis=1)
+        found = joined[:, start - min(held) : stop - min(held)]
+        np.testing.assert_array_equal(found, pixels[:, start:stop])
+        # Two rows of windows at once: one is worked on, one read ahead.
+        there = {id(part): part.shape[1] for part in (*before.values(), *held.values())}
+        assert sum(there.values()) <= 2 * 96 + 8
+        before = held
+
+
 def test_what_comes_ahead_stays_in_order_and_errors_come_through() -> None:
     def items():
         yield from range(5)
