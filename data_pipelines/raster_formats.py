@@ -26,6 +26,8 @@ ZARR_CHUNK, ZARR_SHARD = 512, 2048
 OVERVIEWS = "overviews.vrt"
 # GDAL's cache of blocks [MB].
 CACHE = 128
+# Rows that are halved at once for an overview, an even number.
+STRIP = 128
 
 
 def write_as(raw: RawRaster, kind: str, path: pathlib.Path) -> None:
@@ -86,14 +88,14 @@ def _write_overviews(raw: RawRaster) -> list[RawRaster]:
         coarser.create()
 
         def fill(start: int, raw: RawRaster = raw, coarser: RawRaster = coarser) -> None:
-            stop = min(start + COG_BLOCK, raw.description.height)
+            stop = min(start + STRIP, raw.description.height)
             strips = [raw.read_rows(n, start, stop) for n in range(len(raw.description.bands))]
             pixels = np.stack([halve(strip, raw.description.nodata) for strip in strips])
             coarser.write(Window(start // 2, 0, *pixels.shape[1:]), pixels)
 
         # Two at once: NumPy leaves other threads free to work.
         with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-            list(pool.map(fill, range(0, about.height, COG_BLOCK)))
+            list(pool.map(fill, range(0, about.height, STRIP)))
         coarser.close()
         made.append(coarser)
         raw = coarser
