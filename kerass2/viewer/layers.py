@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from data_pipelines import sentinel2
 from data_pipelines.windows import Window
+from kerass2.viewer import kept_chunks
 
 if TYPE_CHECKING:
     from data_pipelines.granule import Granule
@@ -115,7 +116,7 @@ class InputLayer(Layer):
         """`roi`: where the prediction lies in the granule [px of 10 m]."""
         from kerass2 import meaning
 
-        self.granule, self.roi = granule, roi
+        self.granule, self.roi = kept_chunks.keep(granule), roi
         self._places: dict[str, tuple[str, int]] = {}
         means: dict[str, Meaning] = {}
         for key, cube in granule.cubes.items():
