@@ -183,6 +183,9 @@ def test_wheel_metadata(wheel: pathlib.Path) -> None:
     assert f"\nVersion: {version[1]}\n" in metadata
     assert "\nLicense: Apache-2.0\n" in metadata
     assert "Apache License" in read["LICENSE"]
+    # Of the scripts that come along, each of which says whose it is.
+    for folder in sorted((ROOT / "kerass2/viewer/pages").glob("*/")):
+        assert "Copyright (c)" in read[f"LICENSE-{folder.name}.md"]
     for extra in ("cpu", "gpu", "horovod", "io", "jax", "torch", "dev"):
         assert f"\nProvides-Extra: {extra}\n" in metadata
     assert "kerass2 = kerass2.cli:main" in read["entry_points.txt"]
