@@ -213,6 +213,32 @@ def test_geojson_and_geoparquet_say_the_same(files, predict, tmp_path):
     assert about["bbox"] == [lons.min(), lats.min(), lons.max(), lats.max()]
 
 
+def test_geopandas_reads_both_and_writes_regions(files, predict, tmp_path):
+    geopandas = pytest.importorskip("geopandas", reason="geopandas is not installed")
+    for suffix in (".geojson", ".parquet"):
+        predict(files["model"], files["granule"], "-o", tmp_path / f"out{suffix}")
+    found = geopandas.read_parquet(tmp_path / "out.parquet")
+    other = geopandas.read_file(tmp_path / "out.geojson")
+    assert (found.crs.to_string(), other.crs.to_string()) == ("OGC:CRS84", "EPSG:4326")
+    assert found.to_crs(4326).geom_equals_exact(other.geometry, 1e-9).all()
+    np.testing.assert_allclose(found[list(CLASSES)], other[list(CLASSES)], rtol=1e-6)
+    labels = [None if row is None else list(row) for row in found["labels"]]
+    assert labels[0] is None and labels[1] == list(other["labels"][1])
+    # On the granule's own grid again: squares of 1200 m, the middle one in the middle.
+    squares = found.to_crs(synthetic.CRS)
+    np.testing.assert_allclose(squares.area, 1200**2, rtol=1e-4)
+    east, north = synthetic.CORNER
+    box = [east + 1200, north - 2400, east + 2400, north - 1200]
+    np.testing.assert_allclose(squares.geometry[4].bounds, box, atol=0.1)
+    # What it writes is a region to label: the one window in it.
+    found.iloc[[4]].to_file(tmp_path / "region.geojson")
+    region = ("--geojson", tmp_path / "region.geojson")
+    predict(files["model"], files["granule"], *region, "-o", tmp_path / "part.parquet")
+    part = geopandas.read_parquet(tmp_path / "part.parquet")
+    assert part.geom_equals_exact(found.geometry.iloc[[4]], 1e-6, align=False).tolist() == [True]
+    np.testing.assert_allclose(part[list(CLASSES)], found[list(CLASSES)].iloc[[4]], atol=2e-6)
+
+
 @pytest.mark.parametrize(
     "strategy", [pytest.param("horovod", marks=pytest.mark.cluster), "multiworker"]
 )
