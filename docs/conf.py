@@ -15,7 +15,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import kerass2  # noqa: E402
-from kerass2 import cli, metrics  # noqa: E402
+from kerass2 import cli, label_scores, metrics  # noqa: E402
 
 project = "kerass2"
 author = "The kerass2 developers"
@@ -50,6 +50,12 @@ def _metrics() -> str:
     return "\n".join(["| metric | unit | definition |", "|---|---|---|", *rows])
 
 
+def _label_scores() -> str:
+    """kerass2.label_scores.DEFINITIONS as a table."""
+    rows = [f"| `{name}` | {text} |" for name, text in label_scores.DEFINITIONS.items()]
+    return "\n".join(["| score | definition |", "|---|---|", *rows])
+
+
 def _commands() -> str:
     """A section for each command of cli.COMMANDS, from its own help."""
     parts = []
@@ -73,4 +79,5 @@ def _write(name: str, text: str) -> None:
 
 
 _write("metrics.md", _metrics())
+_write("label_scores.md", _label_scores())
 _write("commands.md", _commands())

@@ -120,6 +120,20 @@ def test_the_example_of_an_own_model(tmp_path, strategy):
     assert re.search(r"^2 ranks, last loss 0\.\d+$", result.stdout, re.MULTILINE), result.stdout
 
 
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """Those of docs/ are checked by the site's build."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        name, _, anchor = link.partition("#")
+        if name.startswith("https:"):
+            continue
+        target = page.parent / name if name else page
+        assert target.is_file(), link
+        headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE) if anchor else []
+        known = [re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings]
+        assert not anchor or anchor in known, link
+
+
 def test_the_makefile_has_the_targets_named():
     named = set(re.findall(r"`make ([a-z-]+)", README)) | {"demo", "test"}
     assert {"demo", "test", "setup", "help", "bench", "bench-step"} <= named
