@@ -28,7 +28,7 @@ from typing import Any
 
 import click
 
-from benchmarks import options, record, turns
+from benchmarks import options, project_model, record, turns
 
 SIZES = tuple(2**power for power in range(10, 29, 2))  # 1 kB to 256 MB
 SETS = ("superres_20m", "bigearthnet_ms")
@@ -252,7 +252,7 @@ def list_figures(
     steps: int,
 ) -> dict[str, Any]:
     """Figures of a path from seconds a step, one a turn."""
-    moved = size if path == "memory-copy" else 2 * (ranks - 1) / ranks * size
+    moved = size if path == "memory-copy" else project_model.ring_bound(ranks) * size
 
     def figure(values: Sequence[float], unit: str) -> dict[str, Any]:
         return record.figure(values, unit, warm_up=WARM_UP, steps=steps)

@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import os
-import pathlib
 import secrets
 import subprocess
 import sys
@@ -225,12 +224,3 @@ def launched(strategy: str, ranks: int, cores: Sequence[int], command: Sequence[
         return [*pinned(cores), *command]
     launch = [sys.executable, "-m", "strategies.launch", "--workers", str(ranks)]
     return [*pinned(cores), *launch, "--strategy", strategy, "--", *command]
-
-
-def read_proc_net(interface: str = "lo") -> int:
-    """Bytes that have come in by an interface since it is up."""
-    for line in pathlib.Path("/proc/net/dev").read_text().splitlines():
-        name, _, numbers = line.partition(":")
-        if name.strip() == interface:
-            return int(numbers.split()[0])
-    raise ValueError(f"no interface {interface}")
