@@ -20,8 +20,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from data_pipelines import sentinel2
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-WEIGHTS = sorted((ROOT / "kerass2" / "weights").glob("*.keras"))
 PACKAGES = ("kerass2", "data_pipelines", "strategies", "benchmarks")
 COMMANDS = ("fit", "evaluate", "predict", "prepare", "report", "view", "card")
 LOCKED_EXTRAS = ("cpu", "io", "horovod", "export", "jax", "torch", "dev", "docs")
@@ -235,7 +236,20 @@ def test_wheel_runs_from_another_folder(installed: pathlib.Path, tmp_path: pathl
     check_commands(installed, tmp_path)
 
 
-@pytest.mark.xfail(not WEIGHTS, reason="no trained weights are in kerass2/weights yet")
+def test_xarray_finds_the_engine_by_its_name(
+    installed: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """By the entry point of the installed package."""
+    script = (
+        "import xarray; from data_pipelines import synthetic; synthetic.write_granule('granule'); "
+        "tree = xarray.open_datatree('granule', engine='kerass2'); "
+        "print(*sorted(tree.children), *tree['gsd20'].data_vars)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = run(installed, "-c", script, cwd=tmp_path, env=environment)
+    assert done.stdout.split() == ["gsd10", "gsd20", "gsd60", *sentinel2.BANDS_20M]
+
+
 def test_wheel_predicts_without_a_model(installed: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Right after installation: all 12 bands of a product, which is made up here."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
