@@ -68,7 +68,9 @@ def compute_losses() -> dict[str, np.ndarray]:
     return found
 
 
-def train_in_parts(parts: int, precision: str, optimizer_name: str = "adam") -> np.ndarray:
+def train_in_parts(
+    parts: int, precision: str, optimizer_name: str = "adam", *, xla: bool = False
+) -> np.ndarray:
     """All weights after three steps, with clipping, an average and a rate that is lowered."""
     import keras
 
@@ -96,6 +98,7 @@ def train_in_parts(parts: int, precision: str, optimizer_name: str = "adam") -> 
         optimizer,
         losses.get("l1"),
         12,
+        xla=xla,
         parts=parts,
         average=average,
         rate_factor=factor,
@@ -138,6 +141,8 @@ def main(folder: pathlib.Path, backend: str) -> None:
     whole = train_in_parts(1, "float32")
     outputs["steps/adam"] = whole
     np.testing.assert_allclose(train_in_parts(3, "float32"), whole, atol=1e-5)
+    if backend == "torch":  # by torch.compile
+        np.testing.assert_allclose(train_in_parts(1, "float32", xla=True), whole, atol=1e-5)
     for name in ("nadam", "sgd", "lars", "lamb"):
         outputs[f"steps/{name}"] = train_in_parts(1, "float32", name)
     train_in_parts(2, "mixed_float16")
