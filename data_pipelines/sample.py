@@ -17,7 +17,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_pipelines import files
 from data_pipelines.spec import DataError
@@ -48,7 +48,7 @@ AREA = {"columns": range(37, 39), "rows": range(87, 91)}
 TILE_CRS, TILE_CORNER = "EPSG:32633", (300_000.0, 5_400_000.0)
 # Made-up granules by task: edge [px of 10 m], and how they are cut [px of the target]. At 60 m
 # patches are those of small data, one block of the compact S6x; the paper's have 96 px.
-SYNTHETIC: dict[str, tuple[int, dict[str, int]]] = {
+SYNTHETIC: dict[str, tuple[int, dict[str, Any]]] = {
     "superres_20m": (1536, {"stride": 16}),
     "superres_60m": (3456, {"patch_size": 36, "stride": 24}),
     "patches": (1920, {"stride": 120}),

@@ -23,6 +23,7 @@ import rasterio.warp
 import rioxarray  # noqa: F401 - the accessor .rio
 import xarray
 from matplotlib.axes import Axes
+from pystac.validation import JsonSchemaSTACValidator
 
 from data_pipelines import geotiff, raw_raster, sentinel2, stac, synthetic, synthetic_product
 from data_pipelines.spec import DataError
@@ -331,6 +332,11 @@ def test_stac_item_and_preview(
     code, _, err = run(files["m20"], files["product"], "-o", output, *options)
     assert code == 0, err
     item = pystac.Item.from_file(str(tmp_path / "out.json"))
+    written = item.to_dict()
+    # By STAC's own schema, which pystac brings.
+    JsonSchemaSTACValidator().validate_core(
+        written, pystac.STACObjectType.ITEM, written["stac_version"]
+    )
     assert item.datetime.isoformat() == "2018-06-29T10:20:41.024000+00:00"
     assert item.properties["proj:code"] == "EPSG:32632"
     assert item.properties["proj:shape"] == [SIZE, SIZE]
@@ -563,7 +569,8 @@ def test_reading_computing_and_writing_overlap(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each stage waits until the one before it has begun with what comes next."""
-    begun: dict[str, set[Any]] = {name: set() for name in ("read", "_prepare", "_compute")}
+    stages = ("read", "_prepare", "_compute", "finish_region", "write")
+    begun: dict[str, set[Any]] = {name: set() for name in stages}
     changed, in_vain = threading.Condition(), []
 
     def watch(owner: Any, name: str, awaited: str, what: Callable[..., Any]) -> None:
@@ -571,7 +578,7 @@ def test_reading_computing_and_writing_overlap(
 
         def stage(*given: Any) -> Any:
             with changed:
-                begun.setdefault(name, set()).add(what(*given))
+                begun[name].add(what(*given))
                 changed.notify_all()
                 if (
                     awaited
@@ -586,7 +593,8 @@ def test_reading_computing_and_writing_overlap(
     watch(tiling.Rows, "read", "", lambda _, start, stop: start)
     watch(sharpen, "_prepare", "read", lambda plan, cubes, strips, region: region)
     watch(sharpen, "_compute", "_prepare", lambda plan, work: work.region)
-    watch(raw_raster.RawRaster, "write", "_compute", lambda _, place, pixels: place)
+    watch(sharpen, "finish_region", "_compute", lambda plan, cubes, work: work.region)
+    watch(raw_raster.RawRaster, "write", "finish_region", lambda _, place, pixels: place)
     chosen = ("--bands", "B05", "--window", 90)
     code, _, err = run("--bicubic", files["product"], "-o", tmp_path / "out.tif", *chosen)
     assert code == 0, err
