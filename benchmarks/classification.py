@@ -56,15 +56,7 @@ COLUMNS = {
 @options.edge
 @options.count("--epochs", 20)
 @options.count("--batch", 64)
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    default=("model.options.width=16", "run.precision=float32"),
-    show_default=True,
-    metavar="KEY=VALUE",
-    help="As in kerass2.fit, for every run.",
-)
+@options.settings_of("model.options.width=16", "run.precision=float32")
 @options.note
 @options.folder
 @record.output_options("classification.jsonl")

@@ -49,15 +49,7 @@ SCORES = ("validation_f1", "validation_f1_macro", "validation_ap", "validation_a
     show_default=True,
     help="The first is what is computed at once; it divides the others.",
 )
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    default=("model.options.depth=10", "model.options.width=8", "run.precision=float32"),
-    show_default=True,
-    metavar="KEY=VALUE",
-    help="As in kerass2.fit, for every run.",
-)
+@options.settings_of("model.options.depth=10", "model.options.width=8", "run.precision=float32")
 @options.note
 @options.folder
 @record.output_options("large_batch.jsonl")

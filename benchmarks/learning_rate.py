@@ -25,7 +25,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks import record
+from benchmarks import options, record
 
 RULES = ("linear", "linear, warm-up", "modified linear")
 COLOURS = {"linear": "#b5532a", "linear, warm-up": "#c9952b", "modified linear": "#1f6aa5"}
@@ -33,8 +33,8 @@ INK, GRID = "#1b2328", "#dde2e5"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--experiment", default="superres_20m_compact", show_default=True)
-@click.option("--data", help="As in kerass2.fit; default: the real sample.")
+@options.compact
+@options.data
 @click.option(
     "--batches", default="16,32,64,128,256", show_default=True, help="The first is the reference."
 )
@@ -45,22 +45,8 @@ INK, GRID = "#1b2328", "#dde2e5"
     show_default=True,
     help="Learning rate at the reference batch.",
 )
-@click.option(
-    "--patches",
-    default=8192,
-    type=click.IntRange(min=1),
-    show_default=True,
-    help="Patches that each run sees.",
-)
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    default=("model.options.filters=24", "model.options.blocks=4", "run.precision=float32"),
-    show_default=True,
-    metavar="KEY=VALUE",
-    help="As in kerass2.fit.",
-)
+@options.count("--patches", 8192, "Patches that each run sees.")
+@options.settings_of("model.options.filters=24", "model.options.blocks=4", "run.precision=float32")
 @record.output_options("learning_rate.jsonl")
 def main(
     experiment: str,
@@ -82,8 +68,8 @@ def main(
     lines = []
     for rule in RULES:
         for size in sizes:
-            options = list(rule_settings(rule, size, sizes[0], rate, patches))
-            chosen = [f"--set={setting}" for setting in (*settings, *options)]
+            changes = rule_settings(rule, size, sizes[0], rate, patches)
+            chosen = [f"--set={setting}" for setting in (*settings, *changes)]
             command = [experiment, *given, "--steps", str(patches // size), *chosen]
             found = summarise(*fit(command))
             what: dict[str, Any] = {"experiment": experiment, "settings": settings}

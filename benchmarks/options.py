@@ -19,6 +19,19 @@ def count(name: str, default: int, text: str | None = None) -> Decorator:
     return click.option(name, default=default, show_default=True, type=number, help=text)
 
 
+def settings_of(*default: str) -> Decorator:
+    """`--set` of a benchmark that has settings of its own."""
+    return click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        default=default,
+        show_default=True,
+        metavar="KEY=VALUE",
+        help="As in kerass2.fit, for every run.",
+    )
+
+
 def choice(name: str, argument: str, values: Iterable[str]) -> Decorator:
     """One of `values`, given again for more; by default all."""
     every = tuple(values)
@@ -33,6 +46,9 @@ precisions = choice("--precision", "precisions", PRECISIONS)
 settings = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in kerass2.fit."
 )
+# Of benchmarks that train on the sample to the end.
+compact = click.option("--experiment", default="superres_20m_compact", show_default=True)
+data = click.option("--data", help="As in kerass2.fit; default: the real sample.")
 note = click.option("--note", default="", help="Kept in the record: what else this machine did.")
 folder = click.option(
     "--folder",

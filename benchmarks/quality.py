@@ -25,8 +25,8 @@ STRATEGIES = ("single", *scaling.DISTRIBUTED)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--experiment", default="superres_20m_compact", show_default=True)
-@click.option("--data", help="As in kerass2.fit; default: the real sample.")
+@options.compact
+@options.data
 @click.option(
     "--strategy", type=click.Choice(scaling.DISTRIBUTED), default="horovod", show_default=True
 )

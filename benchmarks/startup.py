@@ -26,7 +26,7 @@ POLL_SECONDS = 0.005
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--experiment", default="superres_20m_compact", show_default=True)
+@options.compact
 @click.option("--data", type=click.Path(path_type=pathlib.Path), help="Default: made up.")
 @options.count("--batch", 16, "Patches a step and rank.")
 @options.count("--rounds", 5, "Measurements of each.")

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_pipelines import files
 from data_pipelines.spec import DataError
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # In the names of the prepared folders: raise it when their content changes.
 VERSION = 4
+# Likewise of made-up data sets alone, which need no network to be made again.
+MADE_UP = 1
 WHEEL = "configilm-0.7.1-py3-none-any.whl"
 REQUIREMENT = "configilm==0.7.1"
 SHA256 = "54e8c2424c55bb4e68dfda07593e155e9ecfa6c60b50585c4b378076934cf5e3"
@@ -44,8 +46,13 @@ FRACTIONS = (0.6, 0.15, 0.25)
 # grid (patch 37_88 is column 37, row 88 of 1200 m from the tile's corner).
 AREA = {"columns": range(37, 39), "rows": range(87, 91)}
 TILE_CRS, TILE_CORNER = "EPSG:32633", (300_000.0, 5_400_000.0)
-# Made-up granules by task: edge [px of 10 m] and distance of training patches [px of the target].
-SYNTHETIC = {"superres_20m": (1536, 16), "superres_60m": (3456, 24), "patches": (1920, 120)}
+# Made-up granules by task: edge [px of 10 m], and how they are cut [px of the target]. At 60 m
+# patches are those of small data, one block of the compact S6x; the paper's have 96 px.
+SYNTHETIC: dict[str, tuple[int, dict[str, Any]]] = {
+    "superres_20m": (1536, {"stride": 16}),
+    "superres_60m": (3456, {"patch_size": 36, "stride": 24}),
+    "patches": (1920, {"stride": 120}),
+}
 # Patches of the made-up archive.
 SYNTHETIC_ARCHIVE = 300
 # Without an index pip should say so soon [s].
@@ -129,17 +136,17 @@ def fetch_synthetic(task: str = TASK, cache: pathlib.Path | None = None) -> path
         if task == bigearthnet_patches.TASK:
             synthetic_archive.write_dataset(folder, SYNTHETIC_ARCHIVE)
             return
-        size, stride = SYNTHETIC[task]
+        size, cutting = SYNTHETIC[task]
         source = synthetic.write_granule(folder.parent / "synthetic", size)
         convert.convert(
             lambda: convert.open_all([source]),
             folder,
             task,
-            stride=stride,
             provenance={"source": "synthetic granule, made up", "version": VERSION},
+            **cutting,
         )
 
-    return _once((cache or cache_folder()) / f"synthetic-{task}-{VERSION}", make)
+    return _once((cache or cache_folder()) / f"synthetic-{task}-{VERSION}.{MADE_UP}", make)
 
 
 def _fetch(cache: pathlib.Path | None = None) -> pathlib.Path:

@@ -86,8 +86,8 @@ class OptimizerConfig:
     """How weights move."""
 
     name: Literal["adam", "nadam", "sgd", "lars", "lamb"] = "adam"
-    """nadam is DSen2's; sgd is with Nesterov momentum, as in the classification paper; lars and
-    lamb are for large batches."""
+    """nadam is DSen2's, not Keras' (see kerass2.optimizers.Nadam), right under every strategy; sgd
+    is with Nesterov momentum, as in the classification paper; lars and lamb: large batches."""
     learning_rate: pydantic.PositiveFloat = 1e-4
     """Rate at reference_batch."""
     schedule: str = "modified_linear"

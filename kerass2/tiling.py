@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from kerass2.networks import Network
 
-# Graphs of known sizes that are kept: windows of a raster have four sizes, of a batch or a piece.
+# Graphs of known sizes that are kept: windows of a raster have four sizes, as they are cut at the
+# right, below, at both or not.
 GRAPHS = 8
 # Addresses reserved for TensorFlow's tensors: 2 GiB.
 RESERVED = (2, 2**30)

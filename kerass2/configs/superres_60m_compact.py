@@ -2,7 +2,7 @@
 
 Patches of 36 px: of a 768 px granule only 128 px of 60 m are left, and 96 px leave too few of them.
 Data: python -m kerass2.prepare PRODUCT... -o DIR --task superres_60m --patch-size 36
-    (the word synthetic as PRODUCT makes a granule up)
+    (default: a made-up granule, cut like this)
 Command: python -m kerass2.fit superres_60m_compact --data DIR
 """
 

@@ -92,7 +92,8 @@ def direct(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, d
         for value in tiled_attention.project(pixels, weights, dtype)
     )
     inside = None if grid.is_uncut else ops.tile(blocks.inside(grid), (n, 1))
-    return _add(x, gamma, blocks.join(_mix(keys, queries, values, inside), grid))
+    attended = blocks.join(_mix(keys, queries, values, inside), grid)
+    return tiled_attention.add_attended(x, gamma, attended)
 
 
 def grouped(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, dtype: str) -> Any:
@@ -121,7 +122,8 @@ def grouped(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, 
 
     like = (ops.zeros((size, channels), dtype),)
     (out,) = loops.each(one_group, count * parts, group, like, at_once=AT_ONCE)
-    return _add(x, gamma, blocks.join(ops.reshape(out, (count, pixels, channels)), grid))
+    attended = blocks.join(ops.reshape(out, (count, pixels, channels)), grid)
+    return tiled_attention.add_attended(x, gamma, attended)
 
 
 def _parts(pixels: Any) -> int:
@@ -141,8 +143,3 @@ def _mix(keys: Any, queries: Any, values: Any, inside: Any) -> Any:
     one = blocks.is_equal(scores.shape[-1], 1)
     shares = ops.exp(scores - scores) if one else ops.softmax(scores, axis=-1)
     return ops.matmul(ops.cast(shares, values.dtype), values)
-
-
-def _add(x: Any, gamma: Any, out: Any) -> Any:
-    """Add gamma * out to x, in the type of x."""
-    return x + ops.cast(gamma, x.dtype) * ops.cast(out, x.dtype)

@@ -17,7 +17,8 @@ from kerass2.models import blocks, loops
 from kerass2.models.layers import MeanShift, SelfAttention
 
 # Lattices by how they are moved along y and x [half blocks]. Two do, but where a border of one
-# crosses a border of the other; four leave no such place, which means cost nothing for.
+# crosses a border of the other; four leave no such place. Two more cost little for means, and much
+# for attentions.
 LATTICES = {
     MeanShift: ((0, 0), (1, 1), (0, 1), (1, 0)),
     SelfAttention: ((0, 0), (1, 1)),
@@ -60,7 +61,7 @@ class Blended(keras.layers.Layer):
             rows, columns = (slice(half, -rest) if m else slice(None) for m in moved)
             margins = ((half, rest) if m else (0, 0) for m in moved)
             part = ops.pad(self.inner(inputs[:, rows, columns]), ((0, 0), *margins, (0, 0)))
-            total = _add(total, share, part, own)
+            total = _blend_in(total, share, part, own)
         return total
 
     def _row_by_row(self, inputs: Any, share: Any) -> Any:
@@ -83,7 +84,7 @@ class Blended(keras.layers.Layer):
             moved = ops.pad(self.inner(moved), ((0, 0), (0, 0), (half, rest), (0, 0)))
             part = ops.concatenate([above, moved[:, :rest]], axis=1)
             here = ops.slice(share, (first, 0, 0), (block, width, 1))
-            return moved[:, rest:], _add(own, here, part, own)
+            return moved[:, rest:], _blend_in(own, here, part, own)
 
         start = ops.zeros((n, half, width, channels), inputs.dtype)
         rows = loops.scan(step, height // block, start, inputs.dtype)
@@ -96,8 +97,8 @@ class Blended(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
 
-def _add(total: Any, share: Any, part: Any, own: Any) -> Any:
-    """A moved lattice's part added: so the sum of the shares is 1 to the last digit."""
+def _blend_in(total: Any, share: Any, part: Any, own: Any) -> Any:
+    """A moved lattice's share in the place of as much of `own`: all shares stay 1 together."""
     return total + ops.cast(share, total.dtype) * (part - own)
 
 

@@ -28,7 +28,7 @@ def each(
     backend = keras.backend.backend()
     if backend == "tensorflow":
         return _each_in_arrays(compute, count, group, like, at_once)
-    if backend == "torch":  # where put copies
+    if backend == "torch":  # where put copies, and loops are Python's own
         parts = [compute(min(number * group, count - group)) for number in range(num_groups)]
         if count % group:
             parts[-1] = tuple(rows[group - count % group :] for rows in parts[-1])
@@ -46,7 +46,7 @@ def each(
 def _each_in_arrays(
     compute: Any, count: Any, group: Any, like: tuple[Any, ...], at_once: int
 ) -> tuple[Any, ...]:
-    """Each group's rows in TensorFlow's arrays: `put` copies all rows in each step there."""
+    """Each group's rows in TensorFlow's arrays, where `put` would copy all rows in each step."""
     import tensorflow as tf
 
     if isinstance(count, int) and isinstance(group, int) and count == group:
@@ -132,6 +132,6 @@ def fold(step: Any, count: Any, start: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def put(x: Any, first: Any, rows: Any) -> Any:
-    """A tensor like x with these rows from `first` on; made in place in loops, but for torch."""
+    """A tensor like x with these rows from `first` on; in loops a copy each time, but for JAX."""
     places = ops.expand_dims(first + ops.arange(ops.shape(rows)[0], dtype="int32"), -1)
     return ops.scatter_update(x, places, rows)

@@ -31,7 +31,7 @@ def attend(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, d
     @ops.custom_gradient
     def attend_tiled(x: Any, gamma: Any, *weights: Any) -> Any:
         out, log_sums = _forward(x, weights, grid, dtype)
-        total = x + ops.cast(gamma, x.dtype) * ops.cast(blocks.join(out, grid), x.dtype)
+        total = add_attended(x, gamma, blocks.join(out, grid))
 
         def backward(*args: Any, upstream: Any = None) -> Any:
             if upstream is None:  # torch passes all arguments, the others the gradient alone
@@ -41,6 +41,11 @@ def attend(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, d
         return total, backward
 
     return attend_tiled(x, *(ops.copy(value) for value in (gamma, *weights)))
+
+
+def add_attended(x: Any, gamma: Any, attended: Any) -> Any:
+    """Residual sum of every form of the attention: x + gamma * attended, in the type of x."""
+    return x + ops.cast(gamma, x.dtype) * ops.cast(attended, x.dtype)
 
 
 def _forward(x: Any, weights: Any, grid: blocks.BlockGrid, dtype: str) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ import pytest
 
 from data_pipelines import bigearthnet, granule, sample, sentinel2, store, synthetic
 from data_pipelines.spec import DataError
+from kerass2 import config
 
 PRODUCT = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
 
@@ -21,7 +22,9 @@ PRODUCT = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(sample.UNAVAILABLE, "")  # what a test makes of it goes with the test
-    monkeypatch.setattr(sample, "SYNTHETIC", {"superres_20m": (768, 32), "superres_60m": (600, 6)})
+    cuts = {task: {**cutting, "stride": 6} for task, (_, cutting) in sample.SYNTHETIC.items()}
+    sizes = {"superres_20m": 768, "superres_60m": 600}
+    monkeypatch.setattr(sample, "SYNTHETIC", {t: (size, cuts[t]) for t, size in sizes.items()})
 
 
 def write_wheel(path: pathlib.Path) -> pathlib.Path:
@@ -211,7 +214,11 @@ def test_60_m_needs_more_ground_than_the_sample_has(
     monkeypatch.setenv("KERASS2_CACHE", str(tmp_path))
     folder, message = sample.resolve(None, "superres_60m")
     assert message == message.upper()
-    assert store.open_source(folder, "train").spec.task == "superres_60m"
+    spec = store.open_source(folder, "train").spec
+    assert spec.task == "superres_60m"
+    # One block of the compact S6x, so that training does not cut any.
+    block = config.load("superres_60m_compact").model.options["block"]
+    assert spec.targets["superres_60m"].shape == (block, block, 2)
 
 
 def test_a_path_is_checked(tmp_path: pathlib.Path) -> None:

@@ -286,18 +286,19 @@ def test_memory_grows_with_the_pixels() -> None:
 OTHER_BACKEND = """
 import sys, keras, numpy as np
 from kerass2.models import attention, blocks, tiled_attention
-assert keras.backend.backend() == sys.argv[2]
+_, path, dtype, backend = sys.argv
+assert keras.backend.backend() == backend
 tiled_attention.TILE = 10
-with np.load(sys.argv[1]) as file:
+with np.load(path) as file:
     values = [file[f"v{i}"] for i in range(8)]
     above, expected = file["above"], [file[f"g{i}"] for i in range(8)]
-    out = file["out"]
+    out, limits = file["out"], file["limits"]
 
 def loss(x, gamma, *weights):
-    found = attention.attend(x, gamma, weights, blocks.divide(x, 9), "float32")
+    found = attention.attend(x, gamma, weights, blocks.divide(x, 9), dtype)
     return keras.ops.sum(found * above), found
 
-if sys.argv[2] == "jax":
+if backend == "jax":
     import jax
     call = jax.jit(jax.value_and_grad(loss, argnums=tuple(range(8)), has_aux=True))
     (_, found), gradients = call(*values)
@@ -308,20 +309,32 @@ else:
     total, found = loss(*values)
     total.backward()
     gradients = [value.grad for value in values]
-for a, b in zip([found, *gradients], [out, *expected], strict=True):
+pairs = zip([found, *gradients], [out, *expected], limits, strict=True)
+for number, (a, b, limit) in enumerate(pairs):
     a = keras.ops.convert_to_numpy(a)
-    assert np.abs(a - b).max() < 1e-5 * max(np.abs(b).max(), 10), (a, b)
+    if dtype == "float32":
+        assert np.abs(a - b).max() < 1e-5 * max(np.abs(b).max(), 10), (a, b)
+    elif number != 4:  # the gradient of the bias of f is noise
+        assert np.linalg.norm(a - b) < limit * np.linalg.norm(b), number
 """
 
 
 @pytest.mark.backends
 @pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
 def test_other_backends_agree(
-    tmp_path: pathlib.Path, backend: str, run_on_backend: Callable[..., None]
+    tmp_path: pathlib.Path, backend: str, dtype: str, run_on_backend: Callable[..., None]
 ) -> None:
-    x, weights, above = data(12, 11)
+    """In bfloat16 as in test_gradients_of_both_forms: the direct form's own errors count."""
+    x, weights, above = data(12, 11, **(WIDE if dtype == "bfloat16" else {}))
     out, found = gradients(attention.direct, x, weights, above, 9, "float32")
+    low, lows = gradients(attention.direct, x, weights, above, 9, dtype)
+    limits = [
+        max(TOLERANCE[dtype], 1.5 * np.linalg.norm(a - b) / np.linalg.norm(b))
+        for a, b in zip([low, *lows], [out, *found], strict=True)
+    ]
+    limits[2] = 0.1  # gamma's gradient, one number, a sum that cancels: direct is off by 2 to 5 %
     arrays = {f"v{i}": value for i, value in enumerate((x, np.float32(0.7), *weights))}
     arrays.update({f"g{i}": np.asarray(value) for i, value in enumerate(found)})
-    np.savez(tmp_path / "data.npz", above=above, out=out, **arrays)
-    run_on_backend(backend, OTHER_BACKEND, tmp_path / "data.npz")
+    np.savez(tmp_path / "data.npz", above=above, out=out, limits=limits, **arrays)
+    run_on_backend(backend, OTHER_BACKEND, tmp_path / "data.npz", dtype)

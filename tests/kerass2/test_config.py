@@ -23,6 +23,13 @@ def test_every_experiment_loads_and_survives_json():
         assert (experiment.run.steps is None) != (experiment.run.epochs is None)
 
 
+@pytest.mark.parametrize(("name", "reference"), [("superres_20m", 128), ("superres_60m", 32)])
+def test_the_papers_rule_counts_from_the_papers_batch(name, reference):
+    found = config.load(name).optimizer
+    assert (found.name, found.schedule) == ("adam", "modified_linear")
+    assert (found.learning_rate, found.reference_batch) == (1e-4, reference)
+
+
 def test_unknown_experiment_lists_what_exists():
     with pytest.raises(
         ConfigError,

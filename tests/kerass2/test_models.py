@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 
 from data_pipelines.spec import DataError, DatasetSpec, TensorSpec
-from kerass2 import models
+from kerass2 import config, models
 from kerass2.config import ConfigError
 from kerass2.models import layers
 
@@ -204,6 +204,7 @@ def test_interpolations_fit_the_data_of_networks() -> None:
 @pytest.mark.parametrize(
     "options",
     [
+        {"attention": False},
         {"mean_shift": False},
         {"attention_at": "end"},
         {"fusion": "branches"},
@@ -214,11 +215,23 @@ def test_ablations_are_saved(tmp_path: pathlib.Path, options: dict[str, Any]) ->
     model, inputs = small("s6x", task="superres_60m", block=12, **options), batch(24, 12, BANDS)
     names = [layer.name for layer in model.layers]
     assert options.get("mean_shift", True) == any(name.startswith("mean_shift") for name in names)
+    assert options.get("attention", True) == ("attention" in names)
     place = "block2_sum" if options.get("attention_at") == "end" else "block1_sum"
-    assert names[names.index("attention") - 1] == place
+    assert "attention" not in names or names[names.index("attention") - 1] == place
     model.save(tmp_path / "model.keras")
     again = models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(again(inputs)["superres_60m"], model(inputs)["superres_60m"])
+
+
+@pytest.mark.parametrize(
+    "setting", ["attention=false", "attention_at=end", "mean_shift=false", "fusion=branches"]
+)
+@pytest.mark.parametrize("name", ["superres_20m", "superres_60m_compact"])
+def test_ablations_by_configuration(name: str, setting: str) -> None:
+    plain = config.load(name)
+    changed = config.override(plain, [f"model.options.{setting}"])
+    one, other = (models.build(each.model.name, **each.model.options) for each in (plain, changed))
+    assert [layer.name for layer in one.layers] != [layer.name for layer in other.layers]
 
 
 def test_s2x_without_mean_shift_holds_dsen2() -> None:

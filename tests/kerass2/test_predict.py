@@ -348,7 +348,7 @@ def test_made_up_pixels_are_said_so(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sample, "SYNTHETIC", {sample.TASK: (120, 32)})
+    monkeypatch.setattr(sample, "SYNTHETIC", {sample.TASK: (120, {})})
     monkeypatch.setenv("KERASS2_CACHE", str(tmp_path))
     monkeypatch.setenv(sample.UNAVAILABLE, "no network" if offline else "")
     source = "sample" if offline else synthetic.write_granule(tmp_path / "in", 120)

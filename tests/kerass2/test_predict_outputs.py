@@ -8,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +22,12 @@ import rasterio.shutil
 import rasterio.warp
 import rioxarray  # noqa: F401 - the accessor .rio
 import xarray
+from matplotlib.axes import Axes
+from pystac.validation import JsonSchemaSTACValidator
 
 from data_pipelines import geotiff, raw_raster, sentinel2, stac, synthetic, synthetic_product
 from data_pipelines.spec import DataError
-from kerass2 import cli, models, outputs, predict, resampling, sharpen
+from kerass2 import cli, models, outputs, predict, resampling, sharpen, tiling
 
 SIZE = 360
 CORNER = synthetic.CORNER
@@ -304,14 +307,36 @@ def test_a_model_of_the_other_level_is_warned_of(
     assert "trained on" not in err
 
 
+def shows(image: np.ndarray, dn: np.ndarray) -> bool:
+    """Whether each channel gets lighter with its band, white where there are no data."""
+    seen = image.reshape(-1, 3)[(dn > 0).all(axis=0).ravel()]
+    given = dn.reshape(3, -1)[:, (dn > 0).all(axis=0).ravel()]
+    rises = all(
+        (np.diff(light[np.argsort(band)].astype(int)) >= 0).all() and np.ptp(light) > 100
+        for light, band in zip(seen.T, given, strict=True)
+    )
+    return rises and bool((image[(dn == 0).all(axis=0)] == 255).all())
+
+
 def test_stac_item_and_preview(
-    run: Run, files: dict[str, pathlib.Path], tmp_path: pathlib.Path
+    run: Run,
+    files: dict[str, pathlib.Path],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    drawn, titles = [], []
+    monkeypatch.setattr(Axes, "imshow", lambda _, image, **__: drawn.append(image))
+    monkeypatch.setattr(Axes, "set_title", lambda _, text, **__: titles.append(text))
     output = tmp_path / "out.tif"
     options = ("--bands", "all", "--stac", "--preview")
     code, _, err = run(files["m20"], files["product"], "-o", output, *options)
     assert code == 0, err
     item = pystac.Item.from_file(str(tmp_path / "out.json"))
+    written = item.to_dict()
+    # By STAC's own schema, which pystac brings.
+    JsonSchemaSTACValidator().validate_core(
+        written, pystac.STACObjectType.ITEM, written["stac_version"]
+    )
     assert item.datetime.isoformat() == "2018-06-29T10:20:41.024000+00:00"
     assert item.properties["proj:code"] == "EPSG:32632"
     assert item.properties["proj:shape"] == [SIZE, SIZE]
@@ -331,6 +356,25 @@ def test_stac_item_and_preview(
     assert stac.is_item(tmp_path / "out.json")
     picture = (tmp_path / "out.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
+    false, made = "B12 B8A B05", read(output)
+    assert titles == [
+        "true colour\nB04 B03 B02", f"false colour\n{false}",
+        f"as measured\n{false}", f"at 10 m\n{false}",
+    ]  # fmt: skip
+    true, wrong, before, after = drawn
+    numbers = {band["name"]: number for number, band in enumerate(bands)}
+    assert shows(true, made[[numbers[band] for band in ("B04", "B03", "B02")]])
+    made = made[[numbers[band] for band in false.split()]]
+    assert shows(wrong, made)
+    middle = (slice(None), slice(84, 276), slice(84, 276))
+    measured = []
+    for band in false.split():
+        with rasterio.open(next(files["product"].rglob(f"*_{band}_20m.jp2"))) as file:
+            measured.append(file.read(1).repeat(2, axis=0).repeat(2, axis=1))
+    # One stretch for both: what is as bright looks as bright.
+    both = np.concatenate([np.array(measured)[middle], made[middle]], axis=1)
+    assert shows(np.concatenate([before, after]), both)
+    monkeypatch.undo()
     code, _, err = run(files["m20"], files["product"], "-o", output, *options)
     assert (code, err.count("exists; give --overwrite")) == (1, 1)
 
@@ -363,10 +407,12 @@ def test_bicubic_equals_interpolation_of_the_dn(
     run: Run, files: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     output = tmp_path / "out.tif"
-    code, _, err = run("--bicubic", files["product"], "-o", output, "--bands", "B05,B01")
+    chosen = ("--bands", "B05,B01", "--format", "GTiff")
+    code, _, err = run("--bicubic", files["product"], "-o", output, *chosen)
     assert code == 0, err
     with rasterio.open(output) as file:
         assert file.descriptions == ("B01", "B05")
+        assert "LAYOUT" not in file.tags(ns="IMAGE_STRUCTURE"), "no COG"
         found = file.read(2).astype(float)
     with rasterio.open(next(files["product"].rglob("*_B05_20m.jp2"))) as file:
         dn = file.read(1).astype(np.float32)[None, :, :, None]
@@ -514,6 +560,46 @@ def test_two_ranks_give_the_same(
     assert done.stdout.count("wrote ") == 1
     assert np.abs(read(output) - read(whole)).max() <= 1
     assert [p.name for p in tmp_path.iterdir()] == ["out.tif"]
+
+
+def test_reading_computing_and_writing_overlap(
+    run: Run,
+    files: dict[str, pathlib.Path],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each stage waits until the one before it has begun with what comes next."""
+    stages = ("read", "_prepare", "_compute", "finish_region", "write")
+    begun: dict[str, set[Any]] = {name: set() for name in stages}
+    changed, in_vain = threading.Condition(), []
+
+    def watch(owner: Any, name: str, awaited: str, what: Callable[..., Any]) -> None:
+        real = getattr(owner, name)
+
+        def stage(*given: Any) -> Any:
+            with changed:
+                begun[name].add(what(*given))
+                changed.notify_all()
+                if (
+                    awaited
+                    and not in_vain
+                    and not changed.wait_for(lambda: len(begun[awaited]) > 1, timeout=20)
+                ):
+                    in_vain.append(name)
+            return real(*given)
+
+        monkeypatch.setattr(owner, name, stage)
+
+    watch(tiling.Rows, "read", "", lambda _, start, stop: start)
+    watch(sharpen, "_prepare", "read", lambda plan, cubes, strips, region: region)
+    watch(sharpen, "_compute", "_prepare", lambda plan, work: work.region)
+    watch(sharpen, "finish_region", "_compute", lambda plan, cubes, work: work.region)
+    watch(raw_raster.RawRaster, "write", "finish_region", lambda _, place, pixels: place)
+    chosen = ("--bands", "B05", "--window", 90)
+    code, _, err = run("--bicubic", files["product"], "-o", tmp_path / "out.tif", *chosen)
+    assert code == 0, err
+    assert not in_vain
+    assert len(begun["write"]) == 16
 
 
 def test_shares_are_neighbours_and_complete() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipelines import cube, sentinel2
 from data_pipelines.granule import Granule, build_cube, open_granule
-from kerass2 import methods, models, networks, whole
+from kerass2 import methods, models, networks, shipped, whole
 from kerass2.models import blending
 from tests.kerass2 import seams
 from tests.kerass2.window_cases import BANDS, RATIOS_60, predict, untrained
@@ -130,6 +130,20 @@ def test_borders_do_not_show_with_published_weights(gsd: int, shared_data: pathl
     broken = networks.build_network(model, procedure="dsen2", window=WINDOW, border=0)
     found = seams_of(broken, given, WINDOW, 3 * WINDOW)
     assert found.show, found
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+@pytest.mark.parametrize("task", ["superres_20m", "superres_60m"])
+def test_borders_do_not_show_with_the_weights_that_ship(
+    task: str, shared_data: pathlib.Path
+) -> None:
+    """On a scene that they have not seen."""
+    model = models.load_model(shipped.find(task, "L1C"))
+    given = read_scene(shared_data / "sr_scenes" / "L1C_ssc_cnn_coastal.npz")
+    edge = models.describe(model)["block"]
+    found = seams_of(networks.build_network(model), given, edge, 7 * edge)
+    assert not found.show, found
 
 
 @pytest.mark.shared_data

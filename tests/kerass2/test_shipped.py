@@ -33,8 +33,6 @@ from strategies.cluster import Cluster
 from strategies.single import SingleStrategy
 
 FILES = sorted(shipped.FOLDER.glob("*.keras"))
-# Goes by itself when kerass2.card has written the first weights into the package.
-trained = pytest.mark.xfail(not FILES, reason="no trained weights are in kerass2/weights yet")
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -232,13 +230,11 @@ def test_evaluate_without_a_model(own: pathlib.Path, tmp_path: pathlib.Path) -> 
 # --- the weights that are there ------------------------------------------------------------------
 
 
-@trained
 def test_weights_for_both_levels_come_with_the_package() -> None:
     names = {f"superres_{gsd}m_{level}" for gsd in (20, 60) for level in ("L1C", "L2A")}
     assert set(shipped.names()) >= names
 
 
-@trained
 @pytest.mark.parametrize("gsd", [20, 60])
 def test_weights_for_l2a_started_from_l1cs_and_are_better(gsd: int) -> None:
     """On a scene that neither saw."""
@@ -253,7 +249,6 @@ def test_weights_for_l2a_started_from_l1cs_and_are_better(gsd: int) -> None:
         assert rmse["model"] < rmse[name]
 
 
-@trained
 def test_each_is_small_and_has_its_card() -> None:
     assert FILES
     table = card_records.read_sources(shipped.SOURCES)
@@ -281,7 +276,6 @@ def test_each_is_small_and_has_its_card() -> None:
             assert all(report.number(value) in text for value in rmse.values())
 
 
-@trained
 @pytest.mark.shared_data
 def test_scenes_not_trained_on_score_as_the_card_says(shared_data: pathlib.Path) -> None:
     assert FILES
