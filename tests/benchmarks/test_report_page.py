@@ -27,6 +27,19 @@ for (const plot of document.querySelectorAll('.plot')) {
 }
 return cut;
 """
+# Names of ticks that lie on each other.
+CROWDED = """
+const crowded = [];
+for (const plot of document.querySelectorAll('.plot'))
+  for (const axis of ['.xtick', '.ytick']) {
+    const boxes = [...plot.querySelectorAll(axis + ' text')].map(t => [t, t.getBoundingClientRect()]);
+    boxes.forEach(([one, a], i) => boxes.slice(i + 1).forEach(([other, b]) => {
+      if (a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)
+        crowded.push(plot.dataset.figure + ': ' + one.textContent + ', ' + other.textContent);
+    }));
+  }
+return crowded;
+"""
 DRAWN = """
 const marks = '.scatterlayer path.js-line, .scatterlayer path.point, .barlayer path';
 return [...document.querySelectorAll('.plot')].map(plot => plot.querySelectorAll(marks).length);
@@ -84,6 +97,7 @@ def test_in_chromium(
     assert min(drawn) > 0
     assert browser.execute_script("return document.documentElement.scrollWidth") == width
     assert browser.execute_script(CUT) == []
+    assert browser.execute_script(CROWDED) == []
     ink = browser.execute_script(
         "return getComputedStyle(document.querySelector('.plot .xtick text')).fill"
     )
