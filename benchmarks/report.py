@@ -15,7 +15,8 @@ from typing import Any
 
 import click
 
-from benchmarks import project, project_records, record, systems
+from benchmarks import project, project_records, record, systems, table
+from benchmarks.report_words import to_lines
 from data_pipelines.files import replacing
 from data_pipelines.spec import DataError
 
@@ -160,7 +161,7 @@ def describe(
         "verdict": report_verdict.verdict(system, lines, projected),
         "problems": [str(problem) for problem in problems],
         "sections": [each for each in sections if not each.is_empty()],
-        "readme": report_verdict.readme_table(lines),
+        "readme": table.make(lines),
         "command": f"python -m benchmarks report --system {system.name}",
         "created": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
@@ -183,21 +184,20 @@ def to_markdown(described: dict[str, Any]) -> Iterator[str]:
             if plot.caption:
                 yield from ("", plot.caption)
             yield from _markdown_table(plot.table)
-        for table in section.tables:
-            yield from _markdown_table(table)
+        for each in section.tables:
+            yield from _markdown_table(each)
     if described["readme"].rows:
         yield from ("", "## The README's table")
         yield from _markdown_table(described["readme"])
     yield from ("", f"Made by `{described['command']}`, {described['created']}.")
 
 
-def _markdown_table(table: Any) -> Iterator[str]:
+def _markdown_table(shown: Any) -> Iterator[str]:
     """A table with an empty line before it."""
     yield ""
-    if table.caption:
-        yield from (f"{table.caption}:", "")
-    for row in (table.head, ["---"] * len(table.head), *table.rows):
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+    if shown.caption:
+        yield from (f"{shown.caption}:", "")
+    yield from to_lines(shown)
 
 
 def is_word(cell: str) -> bool:

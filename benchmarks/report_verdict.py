@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences and in the README's table; nothing here is not in a record."""
+"""What the numbers say, in sentences; nothing here is not in a record."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.report_scaling import (
     select_scaling,
     title_of,
 )
-from benchmarks.report_words import DISTURBED, Table, median, number, tell
+from benchmarks.report_words import DISTURBED, median, number, tell
 from benchmarks.systems import System
 
 # What both are to be compared by: the all-reduce of the heaviest gradients.
@@ -195,61 +195,3 @@ def _figures(value: Any) -> Iterator[dict[str, Any]]:
         else:
             for part in value.values():
                 yield from _figures(part)
-
-
-def readme_table(records: Sequence[Line]) -> Table:
-    """The rows of README.md that records give."""
-    rows: list[list[str]] = []
-    by = "`python -m benchmarks {}`".format
-    for what in order([line["what"] for line in records]):
-        of = select(records, what)
-        if what.startswith(STEPS):
-            rows += [[_label(line), tell(line["ratio"]), by("step")] for line in of]
-        elif what in ("reading", "reading labels"):
-            rows += [
-                [f"{_label(line)} [patches/s]", tell(line["throughput"]), by("pipeline")]
-                for line in of
-                if line["ranks"] == max(other["ranks"] for other in of)
-            ]
-        elif what == "strategies":
-            name = "throughput, horovod over multiworker: "
-            rows += [[name + _label(line), tell(line["ratio"]), by("scaling")] for line in of]
-        elif what == "scaling":
-            rows += [
-                [f"efficiency, {_label(line)}", tell(line["efficiency"]), by("scaling")]
-                for line in select_scaling(records)
-                if line["ranks"] > 1 and "efficiency" in line
-            ]
-        elif what == "allreduce":
-            rows += [
-                [f"{_label(line)} [GB/s]", tell(line["algorithm_bandwidth"]), by("allreduce")]
-                for line in of
-                if line.get("set")
-            ]
-        elif what == "predict":
-            rows += [
-                [f"{_label(line)} [Mpx/s]", tell(line["throughput"]), by("predict")] for line in of
-            ]
-    # Of the same thing measured on several batches the last one stands there.
-    last = {row[0]: row for row in rows}
-    return Table(["what", "found", "measured by"], list(last.values()))
-
-
-def _label(line: Line) -> str:
-    """What a line measured, in words."""
-    set_ = line.get("set")
-    parts = [
-        line["what"],
-        title_of(line["experiment"]) if "experiment" in line else "",
-        f"{title_of(set_)}'s gradients" if set_ else "",
-        line.get("model", ""),
-        line.get("task", ""),
-        line.get("source", ""),
-        line.get("path", ""),
-        line.get("strategy", "") if line["what"] == "scaling" else "",
-        line.get("precision", ""),
-        f"{line['mode']} scaling" if "mode" in line else "",
-        f"{line['ranks']} rank{'s' if line['ranks'] > 1 else ''}" if "ranks" in line else "",
-    ]
-    hidden = ("strategies", "scaling")
-    return ", ".join(p for p in parts if isinstance(p, str) and p and p not in hidden)

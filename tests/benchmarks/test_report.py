@@ -16,7 +16,6 @@ from benchmarks import (
     report,
     report_plots,
     report_scaling,
-    report_verdict,
     report_words,
     systems,
 )
@@ -254,14 +253,9 @@ def test_the_command_ends_with_one_line(run_benchmark: Any, tmp_path: pathlib.Pa
 
 
 def test_the_kept_records_can_be_told() -> None:
-    """What README.md says of this machine stands in the records of the project."""
     kept = pathlib.Path(__file__).parents[2] / "benchmarks" / "results" / "local"
     lines, problems = project_records.read(systems.load("local"), kept)
     assert problems == []
-    table = report_verdict.readme_table(lines)
-    names = [row[0] for row in table.rows]
-    assert len(set(names)) == len(names) >= 20
-    assert "bfloat16 over float32, S2x, both" in names
     described = report.describe(systems.load("local"), lines, [])
     assert "## The README's table" in "\n".join(report.to_markdown(described))
 

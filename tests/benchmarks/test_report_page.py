@@ -32,7 +32,8 @@ CROWDED = """
 const crowded = [];
 for (const plot of document.querySelectorAll('.plot'))
   for (const axis of ['.xtick', '.ytick']) {
-    const boxes = [...plot.querySelectorAll(axis + ' text')].map(t => [t, t.getBoundingClientRect()]);
+    const texts = [...plot.querySelectorAll(axis + ' text')];
+    const boxes = texts.map(text => [text, text.getBoundingClientRect()]);
     boxes.forEach(([one, a], i) => boxes.slice(i + 1).forEach(([other, b]) => {
       if (a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)
         crowded.push(plot.dataset.figure + ': ' + one.textContent + ', ' + other.textContent);
