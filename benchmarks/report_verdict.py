@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks import project_checks
+from benchmarks import project_checks, report_quality
 from benchmarks.project import ENOUGH
 from benchmarks.report_scaling import (
     STRATEGIES,
@@ -14,6 +14,7 @@ from benchmarks.report_scaling import (
     published_values,
     select,
     select_scaling,
+    tell_ranks,
     title_of,
 )
 from benchmarks.report_words import DISTURBED, median, number, tell
@@ -21,18 +22,29 @@ from benchmarks.systems import System
 
 # What both are to be compared by: the all-reduce of the heaviest gradients.
 HEAVIEST = "bigearthnet_ms"
-STEPS = ("efficiency of 2 ranks", "loop over bare", "bfloat16 over float32")
+# Kinds of lines of `benchmarks step`, in words.
+STEPS = {
+    "loop over bare": "the training loop's throughput over that of a bare step",
+    "bfloat16 over float32": "throughput in bfloat16 over float32",
+    "bfloat16 over float32, applications": "keras.applications' network in bfloat16 over float32",
+    "loop over applications": "the training loop's throughput over keras.applications' network's",
+    "efficiency of 2 ranks, horovod": "2 ranks of a core each over twice one, horovod",
+    "efficiency of 2 ranks, multiworker": "2 ranks of a core each over twice one, multiworker",
+}
 
 
-def verdict(system: System, records: Sequence[Line], projected: dict[str, Any]) -> list[str]:
-    """Sentences, the comparison of strategies first."""
+def verdict(
+    system: System, shown: System, records: Sequence[Line], projected: dict[str, Any]
+) -> list[str]:
+    """Sentences, the comparison of strategies first; `shown` has what is published beside."""
     sentences = [
         *_strategies(records),
         *_efficiency(records),
         *_steps(records),
         *_sums(records),
         *_readers(records),
-        *_published(system),
+        *_published(shown),
+        *report_quality.sentences(shown, records),
         *_checks(projected),
         *_projected(projected),
         *_disturbed(records),
@@ -50,9 +62,8 @@ def _strategies(records: Sequence[Line]) -> Iterator[str]:
         ratio = line["ratio"]
         low, high = ratio["quartiles"]
         scaling = f"{line.get('mode', 'weak')} scaling"
-        where = (
-            f"{title_of(line['experiment'])}, {scaling}, {line['precision']}, {line['ranks']} ranks"
-        )
+        ranks = tell_ranks(line)
+        where = f"{title_of(line['experiment'])}, {scaling}, {line['precision']}, {ranks}"
         told = f"Horovod's throughput over multiworker's is {tell(ratio)}"
         if low <= 1 <= high or abs(median(ratio) - 1) < high - low:
             yield f"{where}: {told}: no difference beyond the spread."
@@ -83,10 +94,10 @@ def _steps(records: Sequence[Line]) -> Iterator[str]:
     last = {
         (line["what"], line["precision"], title_of(line["experiment"])): tell(line["ratio"])
         for line in records
-        if "ratio" in line and line["what"].startswith(STEPS)
+        if line["what"] in STEPS
     }
     for (what, precision, name), told in last.items():
-        yield f"{name}, {what}{'' if precision == 'both' else f', {precision}'}: {told}."
+        yield f"{name}, {STEPS[what]}{'' if precision == 'both' else f', {precision}'}: {told}."
 
 
 def _readers(records: Sequence[Line]) -> Iterator[str]:
@@ -126,7 +137,8 @@ def _published(system: System) -> Iterator[str]:
             told = ", ".join(
                 f"{number(v)} at {n}" for n, v in zip(curve.ranks, values, strict=True) if n > 4
             )
-            yield f"Published, {curve.title}: efficiency over {curve.ranks[0]} ranks: {told}."
+            name = f"{curve.title}, {curve.strategy}"
+            yield f"Published, {name}: efficiency over {curve.ranks[0]} ranks: {told}."
 
 
 def _checks(projected: dict[str, Any]) -> Iterator[str]:

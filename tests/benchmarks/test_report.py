@@ -211,10 +211,44 @@ def test_measured_over_published() -> None:
     ]
     described = report.describe(systems.load("juwels"), lines, [])
     (table,) = described["sections"][0].tables
-    assert [(row[0], row[3], row[4]) for row in table.rows] == [
-        ("4", "347", "0.500"),
-        ("8", "172", "0.750"),
+    assert [(row[0], *row[3:]) for row in table.rows] == [
+        ("4", "horovod", "347", "0.500"),
+        ("8", "horovod", "172", "0.750"),
     ]
+
+
+def test_published_figures_of_other_systems_stand_beside() -> None:
+    local = systems.load("local")
+    others = [systems.load(name) for name in ("juwels", "juron")]
+    described = report.describe(local, made_records.everything(), [], others)
+    alone = report.describe(local, made_records.everything(), [])
+    text = "\n".join(report.to_markdown(described))
+    plot = next(
+        p
+        for p in described["sections"][0].plots
+        if p.title.startswith("Efficiency: ResNet-50, weak")
+    )
+    drawn = {one["name"]: one["x"] for one in plot.figure["data"]}
+    assert drawn["published, horovod on juwels"] == [4, 8, 16, 32, 48, 64, 96]
+    assert drawn["horovod, float32"] == [1, 2, 4]
+    for found in (
+        "Published, ResNet-50, 12 bands, horovod on juwels: efficiency over 4 ranks: 1.01 at 8",
+        "S2x: rmse against the global batch: DSen2, published: 35.9 at 128; S2x, published: 36.4 "
+        "at 128, ",
+        "Super-resolution paper, table 2; on juron",
+        "| 4 | horovod, float32 |",
+        "--system local --beside juwels --beside juron`",
+    ):
+        assert found in text, found
+    # What is projected rests on this machine alone.
+    assert described["sections"][-2].tables == alone["sections"][-2].tables
+
+
+def test_ranks_on_shared_cores_are_named() -> None:
+    where = {"where": {"cores": 2}}
+    for ranks, told in ((1, "1 rank"), (2, "2 ranks"), (3, "3 ranks on shared cores")):
+        assert report_scaling.tell_ranks({"ranks": ranks, "cores_each": 1, **where}) == told
+    assert report_scaling.tell_ranks({"ranks": 9, **where}) == "9 ranks"
 
 
 def test_what_is_there_stays_unless_asked(tmp_path: pathlib.Path) -> None:
