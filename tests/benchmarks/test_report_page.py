@@ -108,6 +108,26 @@ def test_in_chromium(
 
 
 @pytest.mark.chromium
+def test_the_plots_follow_the_window(browser: Any, pages: dict[str, pathlib.Path]) -> None:
+    """From a desk to a phone and back, as one that is turned: as if loaded there."""
+    heights = "return [...document.querySelectorAll('.plot')].map(plot => plot.offsetHeight)"
+    found = []
+    for width in (390, 1280):
+        show(browser, pages["local"], width, "light")
+        found.append(browser.execute_script(heights))
+    for width, expected in zip((390, 1280), found, strict=True):
+        size = {"width": width, "height": 700, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        for _ in range(100):
+            if browser.execute_script(heights) == expected:
+                break
+            time.sleep(0.1)
+        assert browser.execute_script(heights) == expected
+        assert browser.execute_script(CUT) == []
+        assert browser.execute_script(CROWDED) == []
+
+
+@pytest.mark.chromium
 def test_the_plots_follow_the_readers_scheme(browser: Any, pages: dict[str, pathlib.Path]) -> None:
     show(browser, pages["juron"], 1280, "light")
     fill = "return getComputedStyle(document.querySelector('.plot .main-svg')).backgroundColor"
