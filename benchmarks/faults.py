@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from benchmarks import options, record
+from benchmarks.step_rank import WARM_UP
 from kerass2 import config
 
 SECONDS = 10.0
@@ -80,7 +81,7 @@ def _measure(case: dict[str, Any]) -> dict[str, Any]:
 
 def _report(output: pathlib.Path, name: str, ratios: list[float], what: dict[str, Any]) -> None:
     """Append one record and print it."""
-    found = record.figure(ratios, "1")
+    found = record.figure(ratios, "1", warm_up=WARM_UP)
     record.append(output, name, **what, ratio=found)
     low, high = found["quartiles"]
     click.echo(

@@ -58,9 +58,8 @@ def main(
     pairs = zip(measured, whole, strict=True)
     ratio = record.figure([a / b for a, b in pairs], "1", warm_up=scaling.WARM_UP, steps=steps)
     what = {"experiment": chosen.name, "batch": batch, "patch": patch}
-    record.append(
-        output, "harness over plain", **what, ratio=ratio, seconds=record.figure(whole, "s")
-    )
+    seconds = record.figure(whole, "s", warm_up=scaling.WARM_UP, steps=steps)
+    record.append(output, "harness over plain", **what, ratio=ratio, seconds=seconds)
     low, high = ratio["quartiles"]
     click.echo(
         f"seconds a step with the harness over without: {ratio['median']:.4f} "

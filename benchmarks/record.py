@@ -201,10 +201,13 @@ def compare(
     base: Sequence[float],
     measured: Sequence[float],
     what: dict[str, Any],
+    warm_up: int = 0,
 ) -> None:
     """Append one record of seconds and print it; the ratio is base over measured, turn by turn."""
-    ratio = figure([a / b for a, b in zip(base, measured, strict=True)], "1")
-    seconds = {"base": figure(base, "s"), "measured": figure(measured, "s")}
+    ratios = [a / b for a, b in zip(base, measured, strict=True)]
+    ratio = figure(ratios, "1", warm_up=warm_up)
+    both = {"base": base, "measured": measured}
+    seconds = {key: figure(values, "s", warm_up=warm_up) for key, values in both.items()}
     append(path, name, **what, ratio=ratio, seconds=seconds)
     low, high = ratio["quartiles"]
     click.echo(

@@ -78,6 +78,6 @@ def others(records: Sequence[Line]) -> Section:
                 for key, value in line.items()
                 if key not in HIDDEN and isinstance(value, str | int) and value != ""
             ]
-            rows.append([line["what"], ", ".join(labels), tell(line["ratio"])])
-    tables = [Table(["what", "of", "ratio"], rows)] if rows else []
+            rows.append([line["what"], tell(line["ratio"]), ", ".join(labels)])
+    tables = [Table(["what", "ratio", "of"], rows)] if rows else []
     return Section("Other comparisons", (), (), tables)

@@ -30,6 +30,7 @@ import click
 import numpy as np
 
 from benchmarks import options, record
+from benchmarks.step_rank import WARM_UP
 
 PARTS = ("tile", "plain", "attention", "training", "memory")
 MODELS = ("dsen2", "s2x")
@@ -199,14 +200,16 @@ class _Bench:
                 name: [flop / s / found["matrix_product_flop_s"] for s in found[name]]
                 for name in ("loop", "fit")
             }
-            shares = {name: record.figure(values, "1") for name, values in rates.items()}
+            shares = {
+                name: record.figure(values, "1", warm_up=WARM_UP) for name, values in rates.items()
+            }
             record.append(
                 self._output,
                 "training over fit",
                 precision=precision,
                 batch=case["batch"],
                 patch=case["patch"],
-                ratio=record.figure(ratios, "1"),
+                ratio=record.figure(ratios, "1", warm_up=WARM_UP),
                 share=shares,
                 matrix_product_flop_s=found["matrix_product_flop_s"],
             )
@@ -232,7 +235,7 @@ class _Bench:
                 case = {**what, "forms": ("chosen", "direct")}
                 seconds = self._run("layer", case, "superres_attention")["seconds"]
                 ratios = [a / b for a, b in zip(seconds["chosen"], seconds["direct"], strict=True)]
-                ratio = record.figure(ratios, "1")
+                ratio = record.figure(ratios, "1", warm_up=2)  # to compile, and to see the memory
                 record.append(self._output, "attention over direct", **what, ratio=ratio)
                 click.echo(
                     f"attention, {precision}, {number} of {patch} px: {np.median(ratios):.2f} of "

@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import os
-import pathlib
 import secrets
 import subprocess
 import sys
@@ -169,9 +168,14 @@ class Job:
         self._log.close()
 
 
+def warn(text: str) -> None:
+    """Say it beside what a benchmark prints."""
+    print(text, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def open_jobs(
-    starts: Mapping[str, Callable[[], Job]], report: Callable[[str], None]
+    starts: Mapping[str, Callable[[], Job]], report: Callable[[str], None] = warn
 ) -> Iterator[dict[str, Job]]:
     """Jobs by name, ready; one that does not come is reported and left out."""
     jobs: dict[str, Job] = {}
@@ -191,7 +195,7 @@ def take_turns(
     jobs: Mapping[str, Job],
     requests: Mapping[str, Any],
     rounds: int,
-    report: Callable[[str], None],
+    report: Callable[[str], None] = warn,
 ) -> dict[str, list[float]]:
     """Seconds a step of each job, one a round; a job that fails is reported and left out."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
@@ -225,12 +229,3 @@ def launched(strategy: str, ranks: int, cores: Sequence[int], command: Sequence[
         return [*pinned(cores), *command]
     launch = [sys.executable, "-m", "strategies.launch", "--workers", str(ranks)]
     return [*pinned(cores), *launch, "--strategy", strategy, "--", *command]
-
-
-def read_proc_net(interface: str = "lo") -> int:
-    """Bytes that have come in by an interface since it is up."""
-    for line in pathlib.Path("/proc/net/dev").read_text().splitlines():
-        name, _, numbers = line.partition(":")
-        if name.strip() == interface:
-            return int(numbers.split()[0])
-    raise ValueError(f"no interface {interface}")

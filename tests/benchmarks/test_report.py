@@ -420,7 +420,7 @@ def test_ratios_without_a_chapter_are_told() -> None:
     lines = [line("cutting over the direct way", task="superres_20m", ratio=figure(10.2, "1"))]
     described = report.describe(systems.load("local"), lines, [])
     (table,) = next(s for s in described["sections"] if s.title == "Other comparisons").tables
-    assert table.rows == [["cutting over the direct way", "task superres_20m", "10.2"]]
+    assert table.rows == [["cutting over the direct way", "10.2", "task superres_20m"]]
 
 
 @pytest.mark.parametrize(
