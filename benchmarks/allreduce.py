@@ -239,8 +239,7 @@ def measure(
         ratios = [b / a for a, b in zip(found[measured], found[base], strict=True)]
         ratio = record.figure(ratios, "1", warm_up=WARM_UP)
         record.append(output, "allreduce ratio", **_label(measured, labels), base=base, ratio=ratio)
-        low, high = ratio["quartiles"]
-        click.echo(f"  {measured} over {base}: {ratio['median']:.2f} ({low:.2f} to {high:.2f})")
+        click.echo(f"  {measured} over {base}: {record.tell(ratio)}")
 
 
 def list_figures(

@@ -83,8 +83,6 @@ def _report(output: pathlib.Path, name: str, ratios: list[float], what: dict[str
     """Append one record and print it."""
     found = record.figure(ratios, "1", warm_up=WARM_UP)
     record.append(output, name, **what, ratio=found)
-    low, high = found["quartiles"]
     click.echo(
-        f"{what['strategy']}, {name}: {found['median']:.4f} ({low:.4f} to {high:.4f}), "
-        f"a step {what['step_seconds']:.3f} s"
+        f"{what['strategy']}, {name}: {record.tell(found, 4)}, a step {what['step_seconds']:.3f} s"
     )

@@ -60,8 +60,7 @@ def main(
     what = {"experiment": chosen.name, "batch": batch, "patch": patch}
     seconds = record.figure(whole, "s", warm_up=scaling.WARM_UP, steps=steps)
     record.append(output, "harness over plain", **what, ratio=ratio, seconds=seconds)
-    low, high = ratio["quartiles"]
     click.echo(
-        f"seconds a step with the harness over without: {ratio['median']:.4f} "
-        f"({low:.4f} to {high:.4f}), {statistics.median(whole):.3f} s"
+        f"seconds a step with the harness over without: {record.tell(ratio, 4)}, "
+        f"{seconds['median']:.3f} s"
     )

@@ -83,6 +83,13 @@ def figure(
     return {**found, "disturbed": True} if high - low > WIDE * abs(median) else found
 
 
+def tell(found: dict[str, Any], places: int = 2) -> str:
+    """A figure for a terminal: median and quartiles, and whether load disturbed it."""
+    low, high = found["quartiles"]
+    told = f"{found['median']:.{places}f} ({low:.{places}f} to {high:.{places}f})"
+    return f"{told}, disturbed" if found.get("disturbed") else told
+
+
 def where() -> dict[str, Any]:
     """This machine, its software and the commit."""
     return machine.describe()
@@ -209,8 +216,7 @@ def compare(
     both = {"base": base, "measured": measured}
     seconds = {key: figure(values, "s", warm_up=warm_up) for key, values in both.items()}
     append(path, name, **what, ratio=ratio, seconds=seconds)
-    low, high = ratio["quartiles"]
     click.echo(
-        f"{name}: {ratio['median']:.2f} ({low:.2f} to {high:.2f}), "
+        f"{name}: {tell(ratio)}, "
         f"{seconds['base']['median']:.2f} s against {seconds['measured']['median']:.2f} s"
     )

@@ -171,10 +171,9 @@ def report(
             what = {key: value for key, value in labels.items() if key != "train"}
             what |= {"ranks": ranks, "batch": local(labels["mode"], batch, ranks, most)}
             record.append(output, "strategies", **what, ratio=ratio)
-            low, high = ratio["quartiles"]
             click.echo(
                 f"horovod over multiworker, {labels['mode']}, {labels['precision']}, {ranks} ranks:"
-                f" {ratio['median']:.3f} ({low:.3f} to {high:.3f})"
+                f" {record.tell(ratio, 3)}"
             )
 
 
@@ -213,13 +212,12 @@ def _flat(runs: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _describe(what: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
-    epoch, efficiency = figures["epoch_seconds"], figures["efficiency"]
-    low, high = efficiency["quartiles"]
+    epoch = figures["epoch_seconds"]
     return (
         f"{what['mode']}, {what['precision']}, {what['strategy']}, {what['ranks']} ranks: "
         f"{figures['throughput']['median']:.1f} patches/s, speed-up "
-        f"{figures['speed_up']['median']:.2f}, efficiency {efficiency['median']:.3f} ({low:.3f} to "
-        f"{high:.3f}), an epoch {epoch['mean']:.0f} s (standard deviation {epoch['std']:.1f})"
+        f"{figures['speed_up']['median']:.2f}, efficiency {record.tell(figures['efficiency'], 3)}, "
+        f"an epoch {epoch['mean']:.0f} s (standard deviation {epoch['std']:.1f})"
     )
 
 

@@ -184,8 +184,7 @@ def _report(
     ratio = record.figure(ratios, "1", warm_up=WARM_UP, steps=steps)
     throughput = record.figure(rates, "patches/s", warm_up=WARM_UP, steps=steps)
     record.append(output, name, **what, ratio=ratio, throughput=throughput)
-    low, high = ratio["quartiles"]
     click.echo(
-        f"{name}, {what['precision']}: {ratio['median']:.3f} ({low:.3f} to {high:.3f}), "
+        f"{name}, {what['precision']}: {record.tell(ratio, 3)}, "
         f"{throughput['median']:.1f} patches/s"
     )
