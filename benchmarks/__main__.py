@@ -33,7 +33,7 @@ COMMANDS = {
     "startup": "From the command to the first step, 2 ranks against 1.",
     "step": "Training step: loop against bare step, 1 rank against 2, bfloat16 against float32.",
     "superres": "Whole tiles and training against the matrix product's rate and plain Keras.",
-    "table": "The newest figures of a system's records as a table.",
+    "table": "The README's table from kept records.",
 }
 
 

@@ -98,7 +98,7 @@ def main(
         for text in variants:
             path, environment = parse_variant(text)
             starts[text] = start(path, ranks, pathlib.Path(folder), peers_python, environment)
-        with turns.open_jobs(starts, _warn) as jobs:
+        with turns.open_jobs(starts) as jobs:
             for name, tensors in cases:
                 measure(jobs, name, tensors, ranks, rounds, seconds, output)
 
@@ -218,14 +218,14 @@ def measure(
 ) -> None:
     """Sum one size, or one set of tensors, by every path in turns; append and print."""
     first = {"tensors": list(tensors), "steps": 1, "warm_up": WARM_UP}
-    once = turns.take_turns(jobs, dict.fromkeys(jobs, first), 1, _warn)
+    once = turns.take_turns(jobs, dict.fromkeys(jobs, first), 1)
     for path in set(jobs) - set(once):
         del jobs[path]  # it has failed: open_jobs ends it
     requests = {
         path: {**first, "steps": turns.choose_steps(seconds[0], turn)}
         for path, seconds in once.items()
     }
-    found = turns.take_turns(jobs, requests, rounds, _warn)
+    found = turns.take_turns(jobs, requests, rounds)
     size = sum(tensors)
     labels = {"ranks": ranks, "bytes": size, "tensors": len(tensors), "set": name}
     click.echo(f"{name or f'{size:,} bytes'}, {len(tensors)} tensors of {size / 1e6:.3f} MB")
@@ -239,8 +239,7 @@ def measure(
         ratios = [b / a for a, b in zip(found[measured], found[base], strict=True)]
         ratio = record.figure(ratios, "1", warm_up=WARM_UP)
         record.append(output, "allreduce ratio", **_label(measured, labels), base=base, ratio=ratio)
-        low, high = ratio["quartiles"]
-        click.echo(f"  {measured} over {base}: {ratio['median']:.2f} ({low:.2f} to {high:.2f})")
+        click.echo(f"  {measured} over {base}: {record.tell(ratio)}")
 
 
 def list_figures(
@@ -290,7 +289,3 @@ def _describe(path: str, figures: Mapping[str, Any]) -> str:
     text += f"{figures['bus_bandwidth']['median']:.3f} GB/s, {seconds['median'] * 1e3:.3f} ms"
     text += f", {share['median']:.2f} of the bound" if share else ""
     return text + (" (disturbed)" if seconds.get("disturbed") else "")
-
-
-def _warn(text: str) -> None:
-    click.echo(text, err=True)

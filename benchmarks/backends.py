@@ -64,7 +64,7 @@ def main(
     chosen = [BASE, *(name for name in names or list_installed() if name != BASE)]
     if short:
         rounds, steps, batch = 2, 2, min(batch, 4)
-    with turns.open_jobs({name: _start(name) for name in chosen}, _warn) as jobs:
+    with turns.open_jobs({name: _start(name) for name in chosen}) as jobs:
         for name in experiments:
             experiment = config.load(name)
             changes = [*(scaling.shrink(experiment) if short else ()), *settings]
@@ -74,7 +74,7 @@ def main(
             request = {**case, "steps": steps, "warm_up": scaling.WARM_UP}
             ready = {each: jobs[each] for each in first}
             requests = dict.fromkeys(ready, request)
-            seconds = turns.take_turns(ready, requests, rounds, _warn)
+            seconds = turns.take_turns(ready, requests, rounds)
             what = {"experiment": experiment.name, "batch": batch, "patch": patch}
             _report(output, {**what, "settings": changes}, seconds, first, steps)
 
@@ -99,7 +99,7 @@ def _compile(jobs: dict[str, turns.Job], request: dict[str, Any]) -> dict[str, f
         try:
             found[name] = float(job.ask(request, COMPILE_SECONDS)[0]["first"])
         except turns.JobError as error:
-            _warn(f"left out: {error}")
+            turns.warn(f"left out: {error}")
     return found
 
 
@@ -124,7 +124,3 @@ def _report(
             text += f", {figures['ratio']['median']:.3f} of {BASE}'s"
         record.append(output, "backends", backend=name, **what, **figures, first_s=first[name])
         click.echo(f"{text}, first step after {first[name]:.1f} s")
-
-
-def _warn(text: str) -> None:
-    click.echo(text, err=True)

@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from benchmarks import options, record
+from benchmarks.step_rank import WARM_UP
 from kerass2 import config
 
 SECONDS = 10.0
@@ -80,10 +81,8 @@ def _measure(case: dict[str, Any]) -> dict[str, Any]:
 
 def _report(output: pathlib.Path, name: str, ratios: list[float], what: dict[str, Any]) -> None:
     """Append one record and print it."""
-    found = record.figure(ratios, "1")
+    found = record.figure(ratios, "1", warm_up=WARM_UP)
     record.append(output, name, **what, ratio=found)
-    low, high = found["quartiles"]
     click.echo(
-        f"{what['strategy']}, {name}: {found['median']:.4f} ({low:.4f} to {high:.4f}), "
-        f"a step {what['step_seconds']:.3f} s"
+        f"{what['strategy']}, {name}: {record.tell(found, 4)}, a step {what['step_seconds']:.3f} s"
     )

@@ -58,11 +58,9 @@ def main(
     pairs = zip(measured, whole, strict=True)
     ratio = record.figure([a / b for a, b in pairs], "1", warm_up=scaling.WARM_UP, steps=steps)
     what = {"experiment": chosen.name, "batch": batch, "patch": patch}
-    record.append(
-        output, "harness over plain", **what, ratio=ratio, seconds=record.figure(whole, "s")
-    )
-    low, high = ratio["quartiles"]
+    seconds = record.figure(whole, "s", warm_up=scaling.WARM_UP, steps=steps)
+    record.append(output, "harness over plain", **what, ratio=ratio, seconds=seconds)
     click.echo(
-        f"seconds a step with the harness over without: {ratio['median']:.4f} "
-        f"({low:.4f} to {high:.4f}), {statistics.median(whole):.3f} s"
+        f"seconds a step with the harness over without: {record.tell(ratio, 4)}, "
+        f"{seconds['median']:.3f} s"
     )

@@ -40,7 +40,8 @@ def measure(size: int, rounds: int, output: pathlib.Path) -> None:
             cut()
             seconds[name].append(time.perf_counter() - begin)
     what = {"task": task.name, "size": size, "patches": len(windows), "difference_dn": difference}
-    record.compare(output, "cutting over the direct way", seconds["direct"], seconds["ours"], what)
+    name = "cutting over the direct way"
+    record.compare(output, name, seconds["direct"], seconds["ours"], what, warm_up=1)
 
 
 def _cut_directly(

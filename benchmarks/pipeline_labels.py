@@ -10,6 +10,7 @@ import click
 import numpy as np
 
 from benchmarks import learning_rate, pipeline_reading, record
+from benchmarks.pipeline_rank import WARM_UP
 
 FORMATS = ("tfrecord", "hdf5")
 # What is measured of each format -> how its data set is upsampled, and whether that is done as it
@@ -51,8 +52,9 @@ def measure(
     rates = pipeline_reading.sum_of_ranks({**request, "augment": ["dihedral"]}, 2)
     model = record.figure(consumed, "patches/s", warm_up=STEPS - COUNTED)
     for name in sources:
-        throughput = record.figure(rates[name], "patches/s")
-        ratio = record.figure([rate / model["median"] for rate in rates[name]], "1")
+        throughput = record.figure(rates[name], "patches/s", warm_up=WARM_UP)
+        ratios = [rate / model["median"] for rate in rates[name]]
+        ratio = record.figure(ratios, "1", warm_up=WARM_UP)
         what = {"task": "bigearthnet", "ranks": 2, "batch": options["batch"], "source": name}
         what |= {"experiment": EXPERIMENT, "settings": list(settings), "model": model}
         record.append(output, "reading labels", **what, throughput=throughput, over_model=ratio)

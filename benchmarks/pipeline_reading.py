@@ -14,6 +14,7 @@ import click
 import numpy as np
 
 from benchmarks import pipeline_data, record
+from benchmarks.pipeline_rank import WARM_UP
 from data_pipelines import store
 
 # Sources that are compared; the last is what people have.
@@ -37,8 +38,8 @@ def measure_shuffled(
                 for base in ("memory map", "geotiff"):
                     if base in rates and base != name:
                         ratios = [a / b for a, b in zip(rates[name], rates[base], strict=True)]
-                        what[f"over {base}"] = record.figure(ratios, "1")
-                throughput = record.figure(rates[name], "patches/s")
+                        what[f"over {base}"] = record.figure(ratios, "1", warm_up=WARM_UP)
+                throughput = record.figure(rates[name], "patches/s", warm_up=WARM_UP)
                 record.append(output, "reading", **what, throughput=throughput)
                 ratio = what.get("over memory map", {"median": 1.0})["median"]
                 click.echo(

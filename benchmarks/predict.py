@@ -53,13 +53,13 @@ def main(
     less = {"filters": 16, "blocks": 2} if short else {}
     rounds, size = (2, min(size, 192)) if short else (rounds, size)
     starts = {name: _start(name, size, less) for name in names}
-    with turns.open_jobs(starts, _warn) as jobs:
+    with turns.open_jobs(starts) as jobs:
         found: dict[tuple[str, str], list[float]] = {}
         for number in range(rounds):
             for precision in precisions:
                 request = {"precision": precision, "steps": 1, "warm_up": 0 if number else WARM_UP}
                 requests = dict.fromkeys(jobs, request)
-                for name, seconds in turns.take_turns(jobs, requests, 1, _warn).items():
+                for name, seconds in turns.take_turns(jobs, requests, 1).items():
                     found.setdefault((name, precision), []).extend(seconds)
     for (name, precision), seconds in found.items():
         figures = {
@@ -80,7 +80,3 @@ def _start(name: str, size: int, less: dict[str, int]) -> Callable[[], turns.Job
     case = {"model": model, "options": {**options, **less}, "size": size}
     command = [sys.executable, "-m", "benchmarks.predict_rank", json.dumps(case)]
     return lambda: turns.Job(name, [command], 1)
-
-
-def _warn(text: str) -> None:
-    click.echo(text, err=True)

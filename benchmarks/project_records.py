@@ -63,7 +63,7 @@ def _kind(line: record.Line) -> str:
     """What belongs into one curve over ranks."""
     if "experiment" not in line:
         return _labels(line)
-    keys = ("what", "experiment", "precision", "mode", "settings", "strategy")
+    keys = ("what", "experiment", "precision", "mode", "settings", "strategy", "cores_each")
     return json.dumps([line.get(key) for key in keys if line["what"] == "scaling" or key == "what"])
 
 

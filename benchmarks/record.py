@@ -83,6 +83,13 @@ def figure(
     return {**found, "disturbed": True} if high - low > WIDE * abs(median) else found
 
 
+def tell(found: dict[str, Any], places: int = 2) -> str:
+    """A figure for a terminal: median and quartiles, and whether load disturbed it."""
+    low, high = found["quartiles"]
+    told = f"{found['median']:.{places}f} ({low:.{places}f} to {high:.{places}f})"
+    return f"{told}, disturbed" if found.get("disturbed") else told
+
+
 def where() -> dict[str, Any]:
     """This machine, its software and the commit."""
     return machine.describe()
@@ -201,13 +208,15 @@ def compare(
     base: Sequence[float],
     measured: Sequence[float],
     what: dict[str, Any],
+    warm_up: int = 0,
 ) -> None:
     """Append one record of seconds and print it; the ratio is base over measured, turn by turn."""
-    ratio = figure([a / b for a, b in zip(base, measured, strict=True)], "1")
-    seconds = {"base": figure(base, "s"), "measured": figure(measured, "s")}
+    ratios = [a / b for a, b in zip(base, measured, strict=True)]
+    ratio = figure(ratios, "1", warm_up=warm_up)
+    both = {"base": base, "measured": measured}
+    seconds = {key: figure(values, "s", warm_up=warm_up) for key, values in both.items()}
     append(path, name, **what, ratio=ratio, seconds=seconds)
-    low, high = ratio["quartiles"]
     click.echo(
-        f"{name}: {ratio['median']:.2f} ({low:.2f} to {high:.2f}), "
+        f"{name}: {tell(ratio)}, "
         f"{seconds['base']['median']:.2f} s against {seconds['measured']['median']:.2f} s"
     )

@@ -15,7 +15,8 @@ from typing import Any
 
 import click
 
-from benchmarks import project, project_records, record, systems
+from benchmarks import project, project_records, record, systems, table
+from benchmarks.report_words import to_lines
 from data_pipelines.files import replacing
 from data_pipelines.spec import DataError
 
@@ -43,14 +44,23 @@ RANKS = "1..1024"
     type=click.Path(path_type=pathlib.Path),
     help=f"Folder for {PAGE} and {MARKDOWN}; default: report-SYSTEM.",
 )
+@click.option("--beside", multiple=True, help="System whose published figures are drawn too.")
 @click.option("--overwrite", is_flag=True, help="Replace a report that is there.")
 def main(
-    name: str, records: pathlib.Path | None, output: pathlib.Path | None, overwrite: bool
+    name: str,
+    records: pathlib.Path | None,
+    output: pathlib.Path | None,
+    beside: tuple[str, ...],
+    overwrite: bool,
 ) -> None:
     """Write a system's measured, published and projected figures as a page and as markdown."""
     system = systems.load(name)
     written, problems = build_report(
-        system, records, output or pathlib.Path(f"report-{system.name}"), overwrite=overwrite
+        system,
+        records,
+        output or pathlib.Path(f"report-{system.name}"),
+        beside=[systems.load(other) for other in beside],
+        overwrite=overwrite,
     )
     for problem in problems:
         click.echo(f"warning: {problem}", err=True)
@@ -63,6 +73,7 @@ def build_report(
     records: pathlib.Path | None,
     output: str | os.PathLike[str],
     *,
+    beside: Sequence[systems.System] = (),
     overwrite: bool = False,
 ) -> tuple[list[pathlib.Path], list[record.Problem]]:
     """Write the page and the markdown.
@@ -72,6 +83,7 @@ def build_report(
         records: folder of records; None: the system's own, which need not be there as long as
             something is published.
         output: folder to write into.
+        beside: systems whose published figures are drawn too.
         overwrite: whether to replace what is there.
 
     Returns:
@@ -96,7 +108,7 @@ def build_report(
             f"{looked}: no record of {system.name}, and nothing published stands in its file; "
             f"expected lines made by `python -m benchmarks all --system {system.name}`"
         )
-    described = describe(system, lines, problems)
+    described = describe(system, lines, problems, beside)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
         autoescape=True,
@@ -127,8 +139,25 @@ def read_plotly() -> str:
     return script
 
 
+def publish(system: systems.System, beside: Sequence[systems.System]) -> systems.System:
+    """A system with what is published of others, named after them."""
+    curves, quality = list(system.curve), list(system.quality)
+    for other in beside:
+        for curve in other.curve:
+            on = {"strategy": f"{curve.strategy} on {other.name}"}
+            curves.append(curve.model_copy(update=on))
+        for scores in other.quality:
+            named = {"title": f"{scores.title} on {other.name}"}
+            named["source"] = f"{scores.source}; on {other.name}"
+            quality.append(scores.model_copy(update=named))
+    return system.model_copy(update={"curve": tuple(curves), "quality": tuple(quality)})
+
+
 def describe(
-    system: systems.System, lines: Sequence[record.Line], problems: Sequence[record.Problem]
+    system: systems.System,
+    lines: Sequence[record.Line],
+    problems: Sequence[record.Problem],
+    beside: Sequence[systems.System] = (),
 ) -> dict[str, Any]:
     """Everything that the page and the markdown show."""
     from benchmarks import (
@@ -142,9 +171,10 @@ def describe(
     # Ranks past the devices of a machine that is alone take turns: no more than show it.
     ranks = RANKS if system.nodes != 1 else f"1..{2 * system.node.devices}"
     projected = project.project(system, lines, project.parse_ranks(ranks))
+    shown = publish(system, beside)
     sections = [
-        report_scaling.scaling(system, lines, projected),
-        report_quality.quality(system, lines),
+        report_scaling.scaling(shown, lines, projected),
+        report_quality.quality(shown, lines),
         report_strategies.strategies(lines),
         report_measures.all_reduce(system, lines),
         report_strategies.shares(lines),
@@ -154,14 +184,15 @@ def describe(
         report_measures.projection(projected),
         report_measures.environment(system, lines),
     ]
+    also = [f"--beside {other.name}" for other in beside]
     return {
         "title": system.title,
         "subtitle": f"{system.name} · {len(lines)} records",
-        "verdict": report_verdict.verdict(system, lines, projected),
+        "verdict": report_verdict.verdict(system, shown, lines, projected),
         "problems": [str(problem) for problem in problems],
         "sections": [each for each in sections if not each.is_empty()],
-        "readme": report_verdict.readme_table(lines),
-        "command": f"python -m benchmarks report --system {system.name}",
+        "readme": table.make(lines),
+        "command": " ".join([f"python -m benchmarks report --system {system.name}", *also]),
         "created": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
 
@@ -183,21 +214,20 @@ def to_markdown(described: dict[str, Any]) -> Iterator[str]:
             if plot.caption:
                 yield from ("", plot.caption)
             yield from _markdown_table(plot.table)
-        for table in section.tables:
-            yield from _markdown_table(table)
+        for each in section.tables:
+            yield from _markdown_table(each)
     if described["readme"].rows:
         yield from ("", "## The README's table")
         yield from _markdown_table(described["readme"])
     yield from ("", f"Made by `{described['command']}`, {described['created']}.")
 
 
-def _markdown_table(table: Any) -> Iterator[str]:
+def _markdown_table(shown: Any) -> Iterator[str]:
     """A table with an empty line before it."""
     yield ""
-    if table.caption:
-        yield from (f"{table.caption}:", "")
-    for row in (table.head, ["---"] * len(table.head), *table.rows):
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+    if shown.caption:
+        yield from (f"{shown.caption}:", "")
+    yield from to_lines(shown)
 
 
 def is_word(cell: str) -> bool:

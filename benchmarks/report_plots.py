@@ -112,7 +112,7 @@ def lines(
     figure.update_xaxes(title_text=x, type="log" if log_x else "linear", tickangle=0)
     if log_x:
         # "16.8 MB" takes twice the room of "1024".
-        shown = thin(xs, 6 if x == "bytes" else 12)
+        shown = thin(xs, 4 if x == "bytes" else 8)
         text = [size(value) if x == "bytes" else f"{value:g}" for value in shown]
         figure.update_xaxes(tickvals=shown, ticktext=text)
     figure.update_yaxes(title_text=y, type="log" if log_y else "linear")
@@ -125,9 +125,9 @@ def lines(
         figure.add_hline(y=level[0], line_dash="dot", line_width=1.5, line_color=COLOURS[-1])
         figure.add_annotation(
             text=level[1],
-            x=1,
+            x=0,
             xref="paper",
-            xanchor="right",
+            xanchor="left",
             y=math.log10(level[0]) if log_y else level[0],
             yanchor="bottom",
             showarrow=False,
@@ -140,7 +140,7 @@ def _tick(value: float) -> str:
     return f"{value:,g}" if value >= 1e-3 else f"{value:.0e}"
 
 
-def thin(values: Sequence[float], most: int = 12) -> list[float]:
+def thin(values: Sequence[float], most: int = 8) -> list[float]:
     """Ticks of a logarithmic axis among ascending values: far enough apart for a phone.
 
     Args:
@@ -239,10 +239,10 @@ def bars(
             )
         )
     figure.update_layout(barmode="stack" if stacked else "group", showlegend=len(series) > 1)
-    figure.update_xaxes(title_text=x, rangemode="tozero", nticks=6)
+    figure.update_xaxes(title_text=x, rangemode="tozero", nticks=4)
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    rows = len(names) * (1 if stacked else max(1, len(series)))
-    figure.update_layout(height=max(200, 130 + 26 * rows + 14 * len(names)))
+    rows = 1 if stacked else max(1, len(series))
+    figure.update_layout(height=_height(names, 26 * rows + 14))
     return Plot(title, _finish(figure), table, caption)
 
 
@@ -284,17 +284,23 @@ def dots(
             hovertemplate="%{y}: %{x:.4g}<extra></extra>",
         )
     )
-    drawn.update_xaxes(title_text=x, nticks=6)
+    drawn.update_xaxes(title_text=x, nticks=4)
     drawn.update_yaxes(range=[len(names) - 0.4, -0.6])
     if level is not None:
         drawn.add_vline(x=level, line_dash="dot", line_width=1.5, line_color=COLOURS[-1])
-    drawn.update_layout(height=max(200, 130 + 34 * len(names)))
+    drawn.update_layout(height=_height(names, 34))
     return Plot(title, _finish(drawn), table, caption)
 
 
 def wrap(name: str) -> str:
     """A name in lines that leave a phone room for what is drawn beside it."""
     return "<br>".join(textwrap.wrap(html.escape(name, quote=False), 22))
+
+
+def _height(names: Sequence[str], least: int) -> int:
+    """Pixels of a plot with a row for each name, all as high as the name of the most lines."""
+    most = max(wrap(name).count("<br>") + 1 for name in names)
+    return max(200, 130 + len(names) * max(least, 18 * most + 6))
 
 
 def _finish(figure: Any) -> dict[str, Any]:

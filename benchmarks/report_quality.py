@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from benchmarks.project_cases import WORKS
+from benchmarks.quality import unit_of
 from benchmarks.report_plots import Series, lines
 from benchmarks.report_scaling import Line, order, select, title_of
-from benchmarks.report_words import Plot, Section, Table, median, tell
+from benchmarks.report_words import Plot, Section, Table, median, number, tell
 from benchmarks.systems import Quality, System
 
 # What is drawn, where it is there; the table has all.
@@ -21,13 +22,25 @@ def quality(system: System, records: Sequence[Line]) -> Section:
     experiments = [*(q.experiment for q in system.quality), *(line["experiment"] for line in found)]
     for experiment in order(experiments, list(WORKS)):
         of = [line for line in found if line["experiment"] == experiment]
-        published = next((q for q in system.quality if q.experiment == experiment), None)
-        plots.append(_plot(experiment, of, published))
-        if published and not of:
-            gaps.append(f"{published.title}: published, not measured here.")
+        published = [q for q in system.quality if q.experiment == experiment]
+        plots += [_plot(experiment, of, one) for one in published or [None]]
+        if not of:
+            gaps += [f"{one.title}: published, not measured here." for one in published]
     if not plots:
         gaps.append("No record of quality, and nothing published of this system.")
     return Section("Quality against ranks, batch and time", (), plots, (), gaps)
+
+
+def sentences(system: System, records: Sequence[Line]) -> Iterator[str]:
+    """What the plots show, in words."""
+    for plot in quality(system, records).plots:
+        told = [
+            ", ".join(f"{number(y)} at {x:g}" for x, y in zip(one["x"], one["y"], strict=True))
+            for one in plot.figure["data"]
+        ]
+        names = [one["name"] for one in plot.figure["data"]]
+        lines_ = [f"{name}: {text}" for name, text in zip(names, told, strict=True)]
+        yield f"{plot.title}: {'; '.join(lines_)}."
 
 
 def _plot(experiment: str, of: Sequence[Line], published: Quality | None) -> Plot:
@@ -36,6 +49,7 @@ def _plot(experiment: str, of: Sequence[Line], published: Quality | None) -> Plo
     metrics = order([*(published.metrics if published else ()), *measured])
     both = [name for name in metrics if name in measured or not measured] or metrics
     shown = next((name for name in PREFERRED if name in both), both[0])
+    unit = unit_of(shown)
     series, rows, level = _measured(of, shown), [], _level(of, shown)
     if published:
         before, level_of = _published(published, shown)
@@ -57,7 +71,7 @@ def _plot(experiment: str, of: Sequence[Line], published: Quality | None) -> Plo
         f"{title_of(experiment)}: {shown} against the global batch",
         series,
         x="global batch [patches]",
-        y=shown,
+        y=shown if unit == "1" else f"{shown} [{unit}]",
         from_zero=False,
         level=level,
         table=Table(["", "ranks", "global batch", "time", *metrics], rows),

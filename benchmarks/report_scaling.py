@@ -26,6 +26,14 @@ def title_of(experiment: str) -> str:
     return WORKS[experiment].title if experiment in WORKS else experiment
 
 
+def tell_ranks(line: Line) -> str:
+    """How many ranks, and whether they had to share cores."""
+    ranks = line["ranks"]
+    told = f"{ranks} rank{'s' if ranks > 1 else ''}"
+    crowded = ranks * line.get("cores_each", 0) > line.get("where", {}).get("cores", 0)
+    return f"{told} on shared cores" if crowded and "cores_each" in line else told
+
+
 def select(records: Sequence[Line], what: str) -> list[Line]:
     """Lines of one kind."""
     return [line for line in records if line["what"] == what]
@@ -291,9 +299,11 @@ def _over_published(of: Sequence[Line], curves: Sequence[Curve]) -> list[Table]:
                 if line["ranks"] == n and curve.quantity in line:
                     ratio = number(median(line[curve.quantity]) / value)
                     who = f"{line['strategy']}, {line['precision']}"
-                    rows.append([str(n), who, tell(line[curve.quantity]), number(value), ratio])
+                    values = (tell(line[curve.quantity]), curve.strategy, number(value), ratio)
+                    rows.append([str(n), who, *values])
     if not rows:
         return []
     name = f"{title_of(of[0]['experiment'])}: {curves[0].quantity.replace('_', ' ')}"
-    head = ["ranks", "measured with", "measured", "published", "measured over published"]
+    head = ["ranks", "measured with", "measured", "published with", "published"]
+    head.append("measured over published")
     return [Table(head, rows, name)]

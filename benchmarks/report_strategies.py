@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.report_plots import bars, dots
-from benchmarks.report_scaling import Line, select, title_of
+from benchmarks.report_scaling import Line, select, tell_ranks, title_of
 from benchmarks.report_words import Section, Table, median, tell
 
 # Kinds of lines that have a place of their own, and what every line has.
@@ -21,7 +21,7 @@ def strategies(records: Sequence[Line]) -> Section:
         return Section("Strategies side by side", gaps=[gap])
     names = [
         f"{title_of(line['experiment'])}, {line.get('mode', 'weak')}, {line['precision']}, "
-        f"{line['ranks']} ranks"
+        f"{tell_ranks(line)}"
         for line in found
     ]
     ratios = [line["ratio"] for line in found]
@@ -49,7 +49,7 @@ def shares(records: Sequence[Line]) -> Section:
     kinds = ("compute", "communication", "input", "rest")
     names = [
         f"{title_of(line['experiment'])}, {line['strategy']}, {line['precision']}, "
-        f"{line['ranks']} rank{'s' if line['ranks'] > 1 else ''}"
+        f"{tell_ranks(line)}"
         for line in found
     ]
     rows = [
@@ -78,6 +78,6 @@ def others(records: Sequence[Line]) -> Section:
                 for key, value in line.items()
                 if key not in HIDDEN and isinstance(value, str | int) and value != ""
             ]
-            rows.append([line["what"], ", ".join(labels), tell(line["ratio"])])
-    tables = [Table(["what", "of", "ratio"], rows)] if rows else []
+            rows.append([line["what"], tell(line["ratio"]), ", ".join(labels)])
+    tables = [Table(["what", "ratio", "of"], rows)] if rows else []
     return Section("Other comparisons", (), (), tables)

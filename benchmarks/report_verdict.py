@@ -1,11 +1,11 @@
-"""What the numbers say, in sentences and in the README's table; nothing here is not in a record."""
+"""What the numbers say, in sentences; nothing here is not in a record."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks import project_checks
+from benchmarks import project_checks, report_quality
 from benchmarks.project import ENOUGH
 from benchmarks.report_scaling import (
     STRATEGIES,
@@ -14,25 +14,37 @@ from benchmarks.report_scaling import (
     published_values,
     select,
     select_scaling,
+    tell_ranks,
     title_of,
 )
-from benchmarks.report_words import DISTURBED, Table, median, number, tell
+from benchmarks.report_words import DISTURBED, median, number, tell
 from benchmarks.systems import System
 
 # What both are to be compared by: the all-reduce of the heaviest gradients.
 HEAVIEST = "bigearthnet_ms"
-STEPS = ("efficiency of 2 ranks", "loop over bare", "bfloat16 over float32")
+# Kinds of lines of `benchmarks step`, in words.
+STEPS = {
+    "loop over bare": "the training loop's throughput over that of a bare step",
+    "bfloat16 over float32": "throughput in bfloat16 over float32",
+    "bfloat16 over float32, applications": "keras.applications' network in bfloat16 over float32",
+    "loop over applications": "the training loop's throughput over keras.applications' network's",
+    "efficiency of 2 ranks, horovod": "2 ranks of a core each over twice one, horovod",
+    "efficiency of 2 ranks, multiworker": "2 ranks of a core each over twice one, multiworker",
+}
 
 
-def verdict(system: System, records: Sequence[Line], projected: dict[str, Any]) -> list[str]:
-    """Sentences, the comparison of strategies first."""
+def verdict(
+    system: System, shown: System, records: Sequence[Line], projected: dict[str, Any]
+) -> list[str]:
+    """Sentences, the comparison of strategies first; `shown` has what is published beside."""
     sentences = [
         *_strategies(records),
         *_efficiency(records),
         *_steps(records),
         *_sums(records),
         *_readers(records),
-        *_published(system),
+        *_published(shown),
+        *report_quality.sentences(shown, records),
         *_checks(projected),
         *_projected(projected),
         *_disturbed(records),
@@ -50,9 +62,8 @@ def _strategies(records: Sequence[Line]) -> Iterator[str]:
         ratio = line["ratio"]
         low, high = ratio["quartiles"]
         scaling = f"{line.get('mode', 'weak')} scaling"
-        where = (
-            f"{title_of(line['experiment'])}, {scaling}, {line['precision']}, {line['ranks']} ranks"
-        )
+        ranks = tell_ranks(line)
+        where = f"{title_of(line['experiment'])}, {scaling}, {line['precision']}, {ranks}"
         told = f"Horovod's throughput over multiworker's is {tell(ratio)}"
         if low <= 1 <= high or abs(median(ratio) - 1) < high - low:
             yield f"{where}: {told}: no difference beyond the spread."
@@ -83,10 +94,10 @@ def _steps(records: Sequence[Line]) -> Iterator[str]:
     last = {
         (line["what"], line["precision"], title_of(line["experiment"])): tell(line["ratio"])
         for line in records
-        if "ratio" in line and line["what"].startswith(STEPS)
+        if line["what"] in STEPS
     }
     for (what, precision, name), told in last.items():
-        yield f"{name}, {what}{'' if precision == 'both' else f', {precision}'}: {told}."
+        yield f"{name}, {STEPS[what]}{'' if precision == 'both' else f', {precision}'}: {told}."
 
 
 def _readers(records: Sequence[Line]) -> Iterator[str]:
@@ -126,7 +137,8 @@ def _published(system: System) -> Iterator[str]:
             told = ", ".join(
                 f"{number(v)} at {n}" for n, v in zip(curve.ranks, values, strict=True) if n > 4
             )
-            yield f"Published, {curve.title}: efficiency over {curve.ranks[0]} ranks: {told}."
+            name = f"{curve.title}, {curve.strategy}"
+            yield f"Published, {name}: efficiency over {curve.ranks[0]} ranks: {told}."
 
 
 def _checks(projected: dict[str, Any]) -> Iterator[str]:
@@ -195,61 +207,3 @@ def _figures(value: Any) -> Iterator[dict[str, Any]]:
         else:
             for part in value.values():
                 yield from _figures(part)
-
-
-def readme_table(records: Sequence[Line]) -> Table:
-    """The rows of README.md that records give."""
-    rows: list[list[str]] = []
-    by = "`python -m benchmarks {}`".format
-    for what in order([line["what"] for line in records]):
-        of = select(records, what)
-        if what.startswith(STEPS):
-            rows += [[_label(line), tell(line["ratio"]), by("step")] for line in of]
-        elif what in ("reading", "reading labels"):
-            rows += [
-                [f"{_label(line)} [patches/s]", tell(line["throughput"]), by("pipeline")]
-                for line in of
-                if line["ranks"] == max(other["ranks"] for other in of)
-            ]
-        elif what == "strategies":
-            name = "throughput, horovod over multiworker: "
-            rows += [[name + _label(line), tell(line["ratio"]), by("scaling")] for line in of]
-        elif what == "scaling":
-            rows += [
-                [f"efficiency, {_label(line)}", tell(line["efficiency"]), by("scaling")]
-                for line in select_scaling(records)
-                if line["ranks"] > 1 and "efficiency" in line
-            ]
-        elif what == "allreduce":
-            rows += [
-                [f"{_label(line)} [GB/s]", tell(line["algorithm_bandwidth"]), by("allreduce")]
-                for line in of
-                if line.get("set")
-            ]
-        elif what == "predict":
-            rows += [
-                [f"{_label(line)} [Mpx/s]", tell(line["throughput"]), by("predict")] for line in of
-            ]
-    # Of the same thing measured on several batches the last one stands there.
-    last = {row[0]: row for row in rows}
-    return Table(["what", "found", "measured by"], list(last.values()))
-
-
-def _label(line: Line) -> str:
-    """What a line measured, in words."""
-    set_ = line.get("set")
-    parts = [
-        line["what"],
-        title_of(line["experiment"]) if "experiment" in line else "",
-        f"{title_of(set_)}'s gradients" if set_ else "",
-        line.get("model", ""),
-        line.get("task", ""),
-        line.get("source", ""),
-        line.get("path", ""),
-        line.get("strategy", "") if line["what"] == "scaling" else "",
-        line.get("precision", ""),
-        f"{line['mode']} scaling" if "mode" in line else "",
-        f"{line['ranks']} rank{'s' if line['ranks'] > 1 else ''}" if "ranks" in line else "",
-    ]
-    hidden = ("strategies", "scaling")
-    return ", ".join(p for p in parts if isinstance(p, str) and p and p not in hidden)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 DISTURBED = "†"
@@ -20,6 +20,12 @@ class Table:
     """The first cell of each names the row."""
     caption: str = ""
     """A sentence, or nothing."""
+
+
+def to_lines(table: Table) -> Iterator[str]:
+    """A table in markdown, without its caption."""
+    for row in (table.head, ["---"] * len(table.head), *table.rows):
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,13 +88,13 @@ def main(
     keys: list[Key] = [("single", 1), *((name, ranks) for ranks in sizes for name in names)]
     starts = {_name(key): start(*key, most, case) for key in keys}
     for _ in range(runs):
-        with turns.open_jobs(starts, _warn) as jobs:
+        with turns.open_jobs(starts) as jobs:
             for mode, precision in cases:
                 requests = {
                     _name(key): request(precision, local(mode, batch, key[1], most), steps)
                     for key in keys
                 }
-                for name, seconds in turns.take_turns(jobs, requests, rounds, _warn).items():
+                for name, seconds in turns.take_turns(jobs, requests, rounds).items():
                     key = (name.split()[0], int(name.split()[1]))
                     found[mode, precision].setdefault(key, []).append(seconds)
     epoch = train or EPOCHS[chosen.data.task]
@@ -149,10 +149,10 @@ def report(
     """Append and print the lines of one mode and precision; what failed in a run is left out."""
     whole = {key: seconds for key, seconds in found.items() if len(seconds) == runs}
     for key in found.keys() - whole.keys():
-        _warn(f"left out: {_name(key)}: it did not come through all runs")
+        turns.warn(f"left out: {_name(key)}: it did not come through all runs")
     base = whole.get(("single", 1))
     if base is None:
-        _warn("left out: everything, for want of one rank alone")
+        turns.warn("left out: everything, for want of one rank alone")
         return
     for name in names:
         curve = {1: base, **{key[1]: found for key, found in whole.items() if key[0] == name}}
@@ -171,10 +171,9 @@ def report(
             what = {key: value for key, value in labels.items() if key != "train"}
             what |= {"ranks": ranks, "batch": local(labels["mode"], batch, ranks, most)}
             record.append(output, "strategies", **what, ratio=ratio)
-            low, high = ratio["quartiles"]
             click.echo(
                 f"horovod over multiworker, {labels['mode']}, {labels['precision']}, {ranks} ranks:"
-                f" {ratio['median']:.3f} ({low:.3f} to {high:.3f})"
+                f" {record.tell(ratio, 3)}"
             )
 
 
@@ -213,19 +212,14 @@ def _flat(runs: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _describe(what: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
-    epoch, efficiency = figures["epoch_seconds"], figures["efficiency"]
-    low, high = efficiency["quartiles"]
+    epoch = figures["epoch_seconds"]
     return (
         f"{what['mode']}, {what['precision']}, {what['strategy']}, {what['ranks']} ranks: "
         f"{figures['throughput']['median']:.1f} patches/s, speed-up "
-        f"{figures['speed_up']['median']:.2f}, efficiency {efficiency['median']:.3f} ({low:.3f} to "
-        f"{high:.3f}), an epoch {epoch['mean']:.0f} s (standard deviation {epoch['std']:.1f})"
+        f"{figures['speed_up']['median']:.2f}, efficiency {record.tell(figures['efficiency'], 3)}, "
+        f"an epoch {epoch['mean']:.0f} s (standard deviation {epoch['std']:.1f})"
     )
 
 
 def _name(key: Key) -> str:
     return f"{key[0]} {key[1]}"
-
-
-def _warn(text: str) -> None:
-    click.echo(text, err=True)

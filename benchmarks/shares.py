@@ -64,7 +64,7 @@ def main(
     what: dict[str, Any] = {"experiment": chosen.name, "batch": batch, "data": data}
     if settings or short:
         what["settings"] = [*(scaling.shrink(chosen) if short else ()), *settings]
-    with turns.open_jobs(starts, _warn) as jobs:
+    with turns.open_jobs(starts) as jobs:
         for precision in precisions:
             found = _measure(jobs, precision, batch, rounds, steps)
             for name, spent in found.items():
@@ -87,7 +87,7 @@ def _measure(
             try:
                 found[name].append(_ask(jobs[name], precision, batch, steps))
             except turns.JobError as error:
-                _warn(f"left out: {error}")
+                turns.warn(f"left out: {error}")
                 del found[name]
     return found
 
@@ -118,7 +118,3 @@ def list_figures(spent: list[dict[str, float]], steps: int) -> dict[str, Any]:
         for part, values in parts.items()
     }
     return {**shares, "seconds": figure(whole, "s")}
-
-
-def _warn(text: str) -> None:
-    click.echo(text, err=True)

@@ -152,14 +152,14 @@ def _steps() -> Ratios:
     starts = {name: scaling.start(name, ranks, 2, case) for name, ranks in keys}
     asked = {"bare": ("float32", "bare"), "loop": ("float32", "loop"), "half": ("bfloat16", "loop")}
     found: Ratios = {}
-    with turns.open_jobs(starts, _warn) as jobs:
+    with turns.open_jobs(starts) as jobs:
         for _ in range(ROUNDS):
             for name in list(jobs):
                 for kind, (precision, what) in asked.items():
                     if name != "single" and kind != "loop":
                         continue
                     request = scaling.request(precision, 8, 2, kind=what)
-                    one = turns.take_turns({name: jobs[name]}, {name: request}, 1, _warn)
+                    one = turns.take_turns({name: jobs[name]}, {name: request}, 1)
                     if name not in one:
                         del jobs[name]
                         break
@@ -197,9 +197,8 @@ def _attention() -> Ratios:
         "benchmarks.short_rank",
         json.dumps({"size": 128, "filters": 32}),
     ]
-    with turns.open_jobs(
-        {"attention": lambda: turns.Job("attention", [command], 1)}, _warn
-    ) as jobs:
+    starts = {"attention": lambda: turns.Job("attention", [command], 1)}
+    with turns.open_jobs(starts) as jobs:
         found: dict[str, list[float]] = {"blocks": [], "whole": []}
         for job in jobs.values():
             for _ in range(ROUNDS):
@@ -218,9 +217,9 @@ def _sums() -> Ratios:
             path: allreduce.start(path, 2, pathlib.Path(folder), sys.executable)
             for path in ("horovod-gloo", "multiworker-ring", "tcp")
         }
-        with turns.open_jobs(starts, _warn) as jobs:
+        with turns.open_jobs(starts) as jobs:
             request = {"tensors": [2**24], "steps": 8, "warm_up": WARM_UP}
-            found = turns.take_turns(jobs, dict.fromkeys(jobs, request), ROUNDS, _warn)
+            found = turns.take_turns(jobs, dict.fromkeys(jobs, request), ROUNDS)
     horovod = found.get("horovod-gloo")
     ratios = {
         "all-reduce, horovod over tcp": _over(horovod, found.get("tcp")),
@@ -236,7 +235,3 @@ GROUPS: dict[tuple[str, ...], Callable[[], Ratios]] = {
     ("attention in blocks over whole",): _attention,
     tuple(list(LEAST)[6:]): _sums,
 }
-
-
-def _warn(text: str) -> None:
-    click.echo(text, err=True)

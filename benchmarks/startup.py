@@ -61,10 +61,9 @@ def main(
         record.append(
             output, "start-up", **what, strategy=name, ranks=ranks, seconds=times, ratio=ratio
         )
-        low, high = ratio["quartiles"]
         click.echo(
             f"{name}, {ranks} ranks: {times['median']:.1f} s to the first step, "
-            f"{ratio['median']:.2f} ({low:.2f} to {high:.2f}) of one rank's"
+            f"{record.tell(ratio)} of one rank's"
         )
 
 

@@ -27,11 +27,10 @@ from typing import Any
 
 import click
 
-from benchmarks import options, record, step_profile
+from benchmarks import options, record, scaling, step_profile, turns
 from benchmarks.step_rank import BLOCK, WARM_UP
 from kerass2 import config
 
-DISTRIBUTED = ("horovod", "multiworker")
 ENOUGH = 1.6
 
 
@@ -84,7 +83,7 @@ def main(
     what["cores_used"] = cores = _two_cores()
     medians = _measure_ranks(case, cores)
     for precision in options.PRECISIONS:
-        for strategy in DISTRIBUTED:
+        for strategy in scaling.DISTRIBUTED:
             alone, together = medians["single", precision], medians[strategy, precision]
             name, of = f"efficiency of 2 ranks, {strategy}", {"precision": precision, **what}
             _report(output, name, alone, together, 2 * batch, of, BLOCK * rounds)
@@ -141,8 +140,8 @@ def _measure_ranks(case: dict[str, Any], cores: list[int]) -> dict[tuple[str, st
     """
     launch = [sys.executable, "-m", "strategies.launch", "--workers", "2", "--strategy"]
     # The launcher shares the cores that it may use among its ranks: one each.
-    prefixes = {name: [*_pinned(cores), *launch, name, "--"] for name in DISTRIBUTED}
-    prefixes = {"single": _pinned(cores[:1]), **prefixes}
+    prefixes = {name: [*turns.pinned(cores), *launch, name, "--"] for name in scaling.DISTRIBUTED}
+    prefixes = {"single": turns.pinned(cores[:1]), **prefixes}
     variants = [("loop", precision) for precision in options.PRECISIONS]
     found: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
     for _ in range(case["rounds"]):
@@ -151,11 +150,6 @@ def _measure_ranks(case: dict[str, Any], cores: list[int]) -> dict[tuple[str, st
             for precision, seconds in zip(options.PRECISIONS, measured, strict=True):
                 found[strategy, precision].append(statistics.median(seconds))
     return found
-
-
-def _pinned(cores: list[int]) -> list[str]:
-    """What stands before a command so that it uses these cores only."""
-    return ["taskset", "-c", ",".join(map(str, cores))]
 
 
 def _measure(
@@ -190,8 +184,7 @@ def _report(
     ratio = record.figure(ratios, "1", warm_up=WARM_UP, steps=steps)
     throughput = record.figure(rates, "patches/s", warm_up=WARM_UP, steps=steps)
     record.append(output, name, **what, ratio=ratio, throughput=throughput)
-    low, high = ratio["quartiles"]
     click.echo(
-        f"{name}, {what['precision']}: {ratio['median']:.3f} ({low:.3f} to {high:.3f}), "
+        f"{name}, {what['precision']}: {record.tell(ratio, 3)}, "
         f"{throughput['median']:.1f} patches/s"
     )

@@ -30,6 +30,7 @@ import click
 import numpy as np
 
 from benchmarks import options, record
+from benchmarks.step_rank import WARM_UP
 
 PARTS = ("tile", "plain", "attention", "training", "memory")
 MODELS = ("dsen2", "s2x")
@@ -176,7 +177,7 @@ class _Bench:
         base = self._case("s2x", size, "float32")
         ours = {p: self._run("tile", {**base, "precision": p}) for p in self._precisions}
         case = {**base, "model": None, "border": DSEN2_BORDER, "batch": 1}
-        plain = self._run("plain", {**case, "options": self._options_of("s2x")})
+        plain = self._run("plain", {**case, "options": self._size_of_model()})
         for precision, found in ours.items():
             what = {"model": "s2x", "precision": precision, "size": size, "border": DSEN2_BORDER}
             self._report("over plain", what, plain, found, {})
@@ -186,7 +187,7 @@ class _Bench:
         from kerass2 import config
         from kerass2.models import build, cost
 
-        changes = [f"model.options.{k}={v}" for k, v in self._options_of("s2x").items()]
+        changes = [f"model.options.{k}={v}" for k, v in self._size_of_model().items()]
         experiment = config.override(config.load("superres_20m"), changes)
         names = ("batch", "patch", "rounds")
         case = {"experiment": experiment.to_json(), **{n: self._options[n] for n in names}}
@@ -199,14 +200,16 @@ class _Bench:
                 name: [flop / s / found["matrix_product_flop_s"] for s in found[name]]
                 for name in ("loop", "fit")
             }
-            shares = {name: record.figure(values, "1") for name, values in rates.items()}
+            shares = {
+                name: record.figure(values, "1", warm_up=WARM_UP) for name, values in rates.items()
+            }
             record.append(
                 self._output,
                 "training over fit",
                 precision=precision,
                 batch=case["batch"],
                 patch=case["patch"],
-                ratio=record.figure(ratios, "1"),
+                ratio=record.figure(ratios, "1", warm_up=WARM_UP),
                 share=shares,
                 matrix_product_flop_s=found["matrix_product_flop_s"],
             )
@@ -232,13 +235,13 @@ class _Bench:
                 case = {**what, "forms": ("chosen", "direct")}
                 seconds = self._run("layer", case, "superres_attention")["seconds"]
                 ratios = [a / b for a, b in zip(seconds["chosen"], seconds["direct"], strict=True)]
-                ratio = record.figure(ratios, "1")
+                ratio = record.figure(ratios, "1", warm_up=2)  # to compile, and to see the memory
                 record.append(self._output, "attention over direct", **what, ratio=ratio)
                 click.echo(
                     f"attention, {precision}, {number} of {patch} px: {np.median(ratios):.2f} of "
                     "the direct form's time"
                 )
-        changes = [f"model.options.{k}={v}" for k, v in self._options_of("s6x").items()]
+        changes = [f"model.options.{k}={v}" for k, v in self._size_of_model().items()]
         experiment = config.override(config.load("superres_60m"), changes).to_json()
         what = {"model": "s6x", "precision": "bfloat16", "patch": large, "batch": batch}
         for parts in (1, 4):
@@ -277,7 +280,7 @@ class _Bench:
             "image": str(self._root / "image.tif"),
         }
 
-    def _options_of(self, name: str) -> dict[str, int]:
+    def _size_of_model(self) -> dict[str, int]:
         return {key: self._options[key] for key in ("filters", "blocks")}
 
     def _model(self, name: str) -> str:
@@ -286,7 +289,7 @@ class _Bench:
             path = str(self._root / f"{name}.keras")
             weights = self._options["weights"] if name == "dsen2" else None
             case = {"name": name, "path": path, "weights": weights and str(weights)}
-            self._run("save", {**case, "options": self._options_of(name)})
+            self._run("save", {**case, "options": self._size_of_model()})
             self._saved[name] = path
         return self._saved[name]
 

@@ -168,9 +168,14 @@ class Job:
         self._log.close()
 
 
+def warn(text: str) -> None:
+    """Say it beside what a benchmark prints."""
+    print(text, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def open_jobs(
-    starts: Mapping[str, Callable[[], Job]], report: Callable[[str], None]
+    starts: Mapping[str, Callable[[], Job]], report: Callable[[str], None] = warn
 ) -> Iterator[dict[str, Job]]:
     """Jobs by name, ready; one that does not come is reported and left out."""
     jobs: dict[str, Job] = {}
@@ -190,7 +195,7 @@ def take_turns(
     jobs: Mapping[str, Job],
     requests: Mapping[str, Any],
     rounds: int,
-    report: Callable[[str], None],
+    report: Callable[[str], None] = warn,
 ) -> dict[str, list[float]]:
     """Seconds a step of each job, one a round; a job that fails is reported and left out."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}

@@ -60,6 +60,8 @@ def test_the_command_writes_every_part(monkeypatch, tmp_path, formats):
         for source in pipeline_reading.READERS
         if (task, source) != ("superres_20m", "geotiff")
     }
+    assert cutting[0]["ratio"]["warm_up"] == 1
+    assert {line["throughput"]["warm_up"] for line in reading + labels} == {4}
     for line in reading:
         assert line["throughput"]["median"] > 0
         assert ("over memory map" in line) == (line["source"] != "memory map")

@@ -95,6 +95,10 @@ def test_a_figure_says_whether_load_disturbed_it():
     assert "disturbed" not in record.figure([1.0, 1.02, 0.98, 1.05, 1.0], "s")
     assert record.figure([1.0, 1.0, 1.3, 1.4, 1.0], "s")["disturbed"] is True
     assert "disturbed" not in record.figure([3.0], "s")
+    assert record.tell(record.figure([1.0, 1.0, 1.3, 1.4, 1.0], "s"), 1) == (
+        "1.0 (1.0 to 1.3), disturbed"
+    )
+    assert record.tell(record.figure([3.0], "s")) == "3.00 (3.00 to 3.00)"
 
 
 def test_labels_have_mlperfs_names_too(tmp_path):

@@ -27,6 +27,20 @@ for (const plot of document.querySelectorAll('.plot')) {
 }
 return cut;
 """
+# Names of ticks that lie on each other.
+CROWDED = """
+const crowded = [];
+for (const plot of document.querySelectorAll('.plot'))
+  for (const axis of ['.xtick', '.ytick']) {
+    const texts = [...plot.querySelectorAll(axis + ' text')];
+    const boxes = texts.map(text => [text, text.getBoundingClientRect()]);
+    boxes.forEach(([one, a], i) => boxes.slice(i + 1).forEach(([other, b]) => {
+      if (a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)
+        crowded.push(plot.dataset.figure + ': ' + one.textContent + ', ' + other.textContent);
+    }));
+  }
+return crowded;
+"""
 DRAWN = """
 const marks = '.scatterlayer path.js-line, .scatterlayer path.point, .barlayer path';
 return [...document.querySelectorAll('.plot')].map(plot => plot.querySelectorAll(marks).length);
@@ -84,12 +98,33 @@ def test_in_chromium(
     assert min(drawn) > 0
     assert browser.execute_script("return document.documentElement.scrollWidth") == width
     assert browser.execute_script(CUT) == []
+    assert browser.execute_script(CROWDED) == []
     ink = browser.execute_script(
         "return getComputedStyle(document.querySelector('.plot .xtick text')).fill"
     )
     assert ink == {"light": "rgb(27, 35, 40)", "dark": "rgb(230, 235, 238)"}[scheme]
     assert asked(browser) == []
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.chromium
+def test_the_plots_follow_the_window(browser: Any, pages: dict[str, pathlib.Path]) -> None:
+    """From a desk to a phone and back, as one that is turned: as if loaded there."""
+    heights = "return [...document.querySelectorAll('.plot')].map(plot => plot.offsetHeight)"
+    found = []
+    for width in (390, 1280):
+        show(browser, pages["local"], width, "light")
+        found.append(browser.execute_script(heights))
+    for width, expected in zip((390, 1280), found, strict=True):
+        size = {"width": width, "height": 700, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        for _ in range(100):
+            if browser.execute_script(heights) == expected:
+                break
+            time.sleep(0.1)
+        assert browser.execute_script(heights) == expected
+        assert browser.execute_script(CUT) == []
+        assert browser.execute_script(CROWDED) == []
 
 
 @pytest.mark.chromium

@@ -12,7 +12,7 @@ import click.testing
 import pytest
 
 from benchmarks import all as everything
-from benchmarks import quality, record, scaling, shares, turns
+from benchmarks import quality, record, report, scaling, shares, systems, turns
 from benchmarks.scaling_rank import Alone, Stopwatch
 
 TINY = ["--set", "model.options.filters=8", "--set", "model.options.blocks=1"]
@@ -40,6 +40,35 @@ def test_figures_of_two_ranks() -> None:
 )
 def test_patches_of_a_rank(mode: str, ranks: int, patches: int) -> None:
     assert scaling.local(mode, 16, ranks, most=4) == patches
+
+
+def test_a_job_that_died_half_way_is_a_gap(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two ranks of multiworker came through one run of two: no line, and the report says so."""
+    found = {
+        ("single", 1): [[1.0], [1.0]],
+        ("horovod", 2): [[1.1], [1.1]],
+        ("multiworker", 2): [[1.2]],
+    }
+    labels = {"experiment": "superres_20m", "mode": "weak", "precision": "float32"}
+    labels |= {"train": 360_000, "patch": 32, "cores_each": 1}
+    path = tmp_path / "scaling.jsonl"
+    scaling.report(found, scaling.DISTRIBUTED, labels, 8, 2, steps=1, runs=2, output=path)
+    assert "left out: multiworker 2: it did not come through all runs" in capsys.readouterr().err
+    lines, problems = record.read(tmp_path)
+    assert problems == []
+    assert [(line["strategy"], line["ranks"]) for line in lines] == [
+        ("horovod", 1),
+        ("horovod", 2),
+        ("multiworker", 1),
+    ]
+    told = "\n".join(report.to_markdown(report.describe(systems.load("local"), lines, [])))
+    assert "S2x, float32, weak scaling, 2 ranks: no record of multiworker." in told
+    base = {key: seconds for key, seconds in found.items() if key != ("single", 1)}
+    scaling.report(base, scaling.DISTRIBUTED, labels, 8, 2, steps=1, runs=2, output=path)
+    assert "left out: everything, for want of one rank alone" in capsys.readouterr().err
+    assert record.read(tmp_path)[0] == lines
 
 
 def test_shares_of_a_step() -> None:
@@ -93,7 +122,7 @@ def call() -> Iterator[Callable[..., Any]]:
         return job
 
     @contextlib.contextmanager
-    def open_jobs(starts: Mapping[str, Callable[[], turns.Job]], report: Any) -> Iterator[Any]:
+    def open_jobs(starts: Mapping[str, Callable[[], turns.Job]]) -> Iterator[Any]:
         jobs = {name: start() for name, start in starts.items()}
         yield {name: job.ready() for name, job in jobs.items()}
 
