@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
+import sysconfig
 from typing import Any
 
 import click
@@ -141,7 +142,9 @@ def main(folder: pathlib.Path, backend: str) -> None:
     whole = train_in_parts(1, "float32")
     outputs["steps/adam"] = whole
     np.testing.assert_allclose(train_in_parts(3, "float32"), whole, atol=1e-5)
-    if backend == "torch":  # by torch.compile
+    # By torch.compile, which needs Python's headers; CI has them.
+    headers = pathlib.Path(sysconfig.get_path("include"), "Python.h")
+    if backend == "torch" and headers.is_file():
         np.testing.assert_allclose(train_in_parts(1, "float32", xla=True), whole, atol=1e-5)
     for name in ("nadam", "sgd", "lars", "lamb"):
         outputs[f"steps/{name}"] = train_in_parts(1, "float32", name)
