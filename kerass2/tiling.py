@@ -265,14 +265,14 @@ class Rows:
         return dict(held.values())
 
     def _read(self, rows: slice) -> NDArray[np.uint16]:
-        """One chunk of bands after the other: dask copies together what it reads at once."""
-        chunks = getattr(self._cube, "chunks", None)
-        if chunks is None:
+        """Chunks go where they belong one by one: dask would hold all, and join a second copy."""
+        if not self._lazy:
             return np.asarray(self._cube[:, rows])
-        edges = np.cumsum([0, *chunks[0]]).tolist()
-        pixels = np.empty(self._cube[:, rows].shape, self._cube.dtype)
-        for bands in (slice(*pair) for pair in itertools.pairwise(edges)):
-            pixels[bands] = self._cube[bands, rows]
+        import dask.array
+
+        chunks = self._cube[:, rows]
+        pixels = np.empty(chunks.shape, chunks.dtype)
+        dask.array.store(chunks, pixels, lock=False)
         return pixels
 
 
