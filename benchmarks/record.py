@@ -59,7 +59,12 @@ class Problem:
 
 
 def figure(
-    values: Sequence[float], unit: str, *, warm_up: int = 0, steps: int = 1
+    values: Sequence[float],
+    unit: str,
+    *,
+    warm_up: int = 0,
+    steps: int = 1,
+    whole: float | None = None,
 ) -> dict[str, Any]:
     """Median and quartiles of measurements; "disturbed": True where they are WIDE apart.
 
@@ -68,6 +73,7 @@ def figure(
       unit: Of the values; "1" for a ratio.
       warm_up: Steps that each process makes of each variant before it measures.
       steps: Steps that each value rests on, of each variant.
+      whole: What the values are parts of, and their spread is judged by; by default their median.
     """
     low, median, high = (
         float(q) for q in np.percentile(np.asarray(values, np.float64), (25, 50, 75))
@@ -80,7 +86,8 @@ def figure(
         "warm_up": warm_up,
         "unit": unit,
     }
-    return {**found, "disturbed": True} if high - low > WIDE * abs(median) else found
+    disturbed = high - low > WIDE * (abs(median) if whole is None else whole)
+    return {**found, "disturbed": True} if disturbed else found
 
 
 def tell(found: dict[str, Any], places: int = 2) -> str:

@@ -102,10 +102,7 @@ def _ask(job: turns.Job, precision: str, batch: int, steps: int) -> dict[str, fl
 
 def list_figures(spent: list[dict[str, float]], steps: int) -> dict[str, Any]:
     """Shares of a step, and its seconds; what ranks alone take longer is no communication."""
-
-    def figure(values: list[float], unit: str = "1") -> dict[str, Any]:
-        return record.figure(values, unit, warm_up=scaling.WARM_UP, steps=steps)
-
+    counts = {"warm_up": scaling.WARM_UP, "steps": steps}
     whole = [each["seconds"] for each in spent]
     parts = {
         "compute": [min(each["alone"], each["step"]) for each in spent],
@@ -114,7 +111,9 @@ def list_figures(spent: list[dict[str, float]], steps: int) -> dict[str, Any]:
         "rest": [each["seconds"] - each["input"] - each["step"] for each in spent],
     }
     shares = {
-        part: figure([one / all_ for one, all_ in zip(values, whole, strict=True)])
+        part: record.figure(
+            [one / all_ for one, all_ in zip(values, whole, strict=True)], "1", **counts, whole=1.0
+        )
         for part, values in parts.items()
     }
-    return {**shares, "seconds": figure(whole, "s")}
+    return {**shares, "seconds": record.figure(whole, "s", **counts)}

@@ -95,6 +95,9 @@ def test_a_figure_says_whether_load_disturbed_it():
     assert "disturbed" not in record.figure([1.0, 1.02, 0.98, 1.05, 1.0], "s")
     assert record.figure([1.0, 1.0, 1.3, 1.4, 1.0], "s")["disturbed"] is True
     assert "disturbed" not in record.figure([3.0], "s")
+    # A part of 1 % or 2 % of a step is no disturbed step; one of 10 % or 40 % is.
+    assert "disturbed" not in record.figure([0.01, 0.02, 0.01, 0.02], "1", whole=1.0)
+    assert record.figure([0.1, 0.4, 0.1, 0.4], "1", whole=1.0)["disturbed"] is True
     assert record.tell(record.figure([1.0, 1.0, 1.3, 1.4, 1.0], "s"), 1) == (
         "1.0 (1.0 to 1.3), disturbed"
     )
