@@ -93,7 +93,9 @@ def _report(what: dict[str, Any], lines: Sequence[Mapping[str, Any]], output: pa
         if all(name in line for line in lines)
     }
     record.append(output, "quality", **what, **figures)
-    shown = [f"{name} {found['median']:.4g}" for name, found in list(figures.items())[:8]]
+    # The model's before another method's, which have its name behind theirs.
+    names = sorted(figures, key=lambda name: len(name.split()))
+    shown = [f"{name} {figures[name]['median']:.4g}" for name in names[:8]]
     click.echo(
         f"{what['strategy']}, {what['ranks']} ranks, batch {what['global_batch']}, "
         f"{what['budget']}: {', '.join(shown)}"
