@@ -191,6 +191,7 @@ def draw(lines: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
             _draw_scores(scores, rule, [line for line in lines if line["rule"] == rule])
         scores.set_title("F1 (macro dotted) by global batch", loc="left", fontsize=10)
         scores.set_xscale("log", base=2)
+        learning_rate.name_ticks(scores.xaxis, [line["batch"] for line in lines])
         scores.set_ylim(bottom=0)
         scores.legend(frameon=False, fontsize=8)
         top = max((loss for line in lines for _, loss in line["losses"][:1]), default=1.0)

@@ -182,13 +182,25 @@ def draw(lines: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
         right.set_title(f"Training loss at batch {largest}", loc="left", fontsize=10)
         left.set_xlabel("patches a step")
         right.set_xlabel("step")
+        name_ticks(left.xaxis, [line["batch"] for line in lines])
         for axes in (left, right):
+            name_ticks(axes.yaxis)
             axes.grid(color=GRID, linewidth=0.7)
             axes.tick_params(which="both", colors=INK, length=0, labelsize=8.5)
             axes.spines[:].set_visible(False)
         left.legend(frameon=False, fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def name_ticks(axis: Any, values: Sequence[float] | None = None) -> None:
+    """Plain numbers on a logarithmic axis: these, or 1, 2 and 5 of each decade."""
+    from matplotlib import ticker
+
+    locator = ticker.FixedLocator(sorted(set(values))) if values else None
+    axis.set_major_locator(locator or ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(ticker.NullLocator())
+    axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
 
 
 def _draw_scores(axes: Any, rule: str, runs: Sequence[Mapping[str, Any]]) -> None:
