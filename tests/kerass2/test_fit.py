@@ -421,7 +421,7 @@ def test_a_resumed_run_drops_what_its_old_weights_made(trained, run_lightly, pre
     [
         ("bfloat16", "single"),
         ("float16", "single"),
-        ("float16", "horovod"),
+        pytest.param("float16", "horovod", marks=pytest.mark.cluster),
         pytest.param("float16", "multiworker", marks=pytest.mark.cluster),
         pytest.param("bfloat16", "horovod", marks=pytest.mark.cluster),
         pytest.param("bfloat16", "multiworker", marks=pytest.mark.cluster),
