@@ -2,15 +2,17 @@
 
   tile        products from JP2 to COG: arithmetic a second as a share of what the machine's matrix
               product reaches in the same process, how much of it is overlap, resident memory, what
-              reading and writing take alone, and how time and memory grow from half the edge to
-              the whole
+              reading and writing take alone, and how time and memory grow with the product
   plain       the same with DSen2 against Keras' model.predict in float32 over windows of 128 px
               with a border of 8 px, which spends less than is exact, and of 16 px, which gives our
               pixels; and the error against the truth in both precisions
   attention   the same with S2x against its plain form, attention over all of a window of 128 px
-  training    S2x's step in our loop against plain Keras' fit
+  training    S2x's step in our loop against plain Keras' fit, of its plain form, all of whose inner
+              arithmetic is of one type, and of the same model
   memory      what the attention adds to a training step's memory at 96 px, its time over the direct
               form's, and resident memory and time of S6x's step, whole and in parts
+  softmax     what the attention's exponentials take by themselves, and the share of the matrix
+              product that S2x could reach on a tile if all the rest ran at the product's rate
 
 Times are after start-up, which is reported apart: imports, loading a model, and a first call for
 each size of window. Every measurement is a process of its own (superres_rank.py); in `training` and
@@ -24,6 +26,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -31,14 +34,17 @@ import numpy as np
 
 from benchmarks import options, record
 from benchmarks.step_rank import WARM_UP
+from benchmarks.superres_rank import TURN
 
-PARTS = ("tile", "plain", "attention", "training", "memory")
+PARTS = ("tile", "plain", "attention", "training", "memory", "softmax")
 MODELS = ("dsen2", "s2x")
 # Borders of the plain way [px of 10 m]: DSen2's own, and one that loses nothing (14 are enough, but
 # 20 m pixels at a window's edge are interpolated from one more).
 DSEN2_BORDER, EXACT_BORDER = 8, 16
 # Patches of a step in `memory`, of --large px.
 LARGE_BATCH = 32
+# Edge of the blocks of S2x's attention on a tile [px].
+BLOCK = 32
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,10 +53,12 @@ LARGE_BATCH = 32
 @options.precisions
 @click.option(
     "--size",
-    default=5490,
+    "edges",
+    multiple=True,
+    default=(2742, 5490),
     type=click.IntRange(min=72),
     show_default=True,
-    help="Edge of the larger product of `tile` [px of 10 m], a multiple of 6.",
+    help="Edges of the products of `tile` [px of 10 m], multiples of 6, the smallest first.",
 )
 @click.option(
     "--small",
@@ -82,13 +90,14 @@ LARGE_BATCH = 32
 def main(
     parts: tuple[str, ...],
     models: tuple[str, ...],
+    edges: tuple[int, ...],
     precisions: tuple[str, ...],
     folder: pathlib.Path | None,
     output: pathlib.Path,
     **sizes: Any,
 ) -> None:
     """Measure super-resolution on this machine."""
-    if sizes["size"] % 6 or sizes["small"] % 12:
+    if any(edge % 6 for edge in edges) or sizes["small"] % 12:
         raise click.UsageError("--size: expected a multiple of 6; --small: of 12")
     with tempfile.TemporaryDirectory() as temporary:
         root = (folder or pathlib.Path(temporary)).resolve()
@@ -97,13 +106,14 @@ def main(
         for part in parts or PARTS:
             if part == "tile":
                 for model in models or MODELS:
-                    bench.measure_tile(model)
+                    bench.measure_tile(model, edges)
             else:
                 {
                     "plain": bench.measure_plain,
                     "attention": bench.measure_attention,
                     "training": bench.measure_training,
                     "memory": bench.measure_memory,
+                    "softmax": bench.measure_softmax,
                 }[part]()
 
 
@@ -122,13 +132,13 @@ class _Bench:
         self._options = options
         self._saved: dict[str, str] = {}
 
-    def measure_tile(self, name: str) -> None:
-        """A product, and one of half its edge."""
-        sizes = (self._options["size"] // 12 * 6, self._options["size"])
+    def measure_tile(self, name: str, sizes: Sequence[int]) -> None:
+        """Products of some sizes, and how time and memory grow from one to the next."""
         for precision in self._precisions:
             what = {"model": name, "precision": precision}
-            small, large = (self._run("tile", self._case(name, size, precision)) for size in sizes)
-            for size, found in zip(sizes, (small, large), strict=True):
+            before = None
+            for size in sizes:
+                found = self._run("tile", self._case(name, size, precision))
                 record.append(self._output, "tile", **what, size=size, **found)
                 click.echo(
                     f"tile {size} px, {name}, {precision}: {found['share']:.2f} of the matrix "
@@ -138,16 +148,30 @@ class _Bench:
                     f"arithmetic {found['transfer_s']:.1f} s, {found['transfer_cpu_s']:.1f} s of "
                     "processors"
                 )
-            growth = {
-                "seconds_a_pixel": _over(large, small, "seconds") / (sizes[1] / sizes[0]) ** 2,
-                "seconds_a_flop": _over(large, small, "seconds") / _over(large, small, "flop"),
-                "resident": _over(large, small, "resident_gib"),
-            }
-            record.append(self._output, "growth", **what, sizes=sizes, **growth)
-            click.echo(
-                f"growth {sizes[0]} to {sizes[1]} px, {name}, {precision}: time a pixel "
-                f"{growth['seconds_a_pixel']:.3f}, memory {growth['resident']:.3f}"
-            )
+                if before is not None:
+                    self._report_growth(what, before, (size, found))
+                before = size, found
+
+    def _report_growth(
+        self,
+        what: dict[str, Any],
+        before: tuple[int, dict[str, Any]],
+        after: tuple[int, dict[str, Any]],
+    ) -> None:
+        """From one (size, found) to the next."""
+        (small_size, small), (large_size, large) = before, after
+        seconds = _over(large, small, "seconds")
+        growth = {
+            "seconds_a_pixel": seconds / (large_size / small_size) ** 2,
+            "seconds_a_flop": seconds / _over(large, small, "flop"),
+            "resident": _over(large, small, "resident_gib"),
+        }
+        sizes = [small_size, large_size]
+        record.append(self._output, "growth", **what, sizes=sizes, **growth)
+        click.echo(
+            f"growth {small_size} to {large_size} px, {what['model']}, {what['precision']}: time a "
+            f"pixel {growth['seconds_a_pixel']:.3f}, memory {growth['resident']:.3f}"
+        )
 
     def measure_plain(self) -> None:
         """DSen2 in both precisions against model.predict, in speed, pixels and error."""
@@ -195,13 +219,18 @@ class _Bench:
         flop = 3 * cost.count(model).of_patch(case["patch"]) * case["batch"]
         for precision in self._precisions:
             found = self._run("training", {**case, "precision": precision, "strategy": "single"})
-            ratios = [a / b for a, b in zip(found["fit"], found["loop"], strict=True)]
-            rates = {
-                name: [flop / s / found["matrix_product_flop_s"] for s in found[name]]
-                for name in ("loop", "fit")
+            figures = {"steps": TURN, "warm_up": WARM_UP}
+            over = {
+                name: record.figure(
+                    [a / b for a, b in zip(found[name], found["loop"], strict=True)], "1", **figures
+                )
+                for name in ("fit", "own", "calls")
             }
             shares = {
-                name: record.figure(values, "1", warm_up=WARM_UP) for name, values in rates.items()
+                name: record.figure(
+                    [flop / s / found["matrix_product_flop_s"] for s in found[name]], "1", **figures
+                )
+                for name in ("loop", "fit", "own")
             }
             record.append(
                 self._output,
@@ -209,13 +238,17 @@ class _Bench:
                 precision=precision,
                 batch=case["batch"],
                 patch=case["patch"],
-                ratio=record.figure(ratios, "1", warm_up=WARM_UP),
+                ratio=over["fit"],
+                ratio_of_own=over["own"],
+                ratio_of_calls=over["calls"],
                 share=shares,
                 matrix_product_flop_s=found["matrix_product_flop_s"],
             )
             click.echo(
-                f"training over fit, {precision}: {np.median(ratios):.3f}; share of the matrix "
-                f"product {shares['loop']['median']:.2f}, fit {shares['fit']['median']:.2f}"
+                f"training over fit, {precision}: {record.tell(over['fit'])} of its steps, with "
+                f"the end of its calls {record.tell(over['calls'])}; of the same model "
+                f"{record.tell(over['own'])}; share of the matrix product "
+                f"{shares['loop']['median']:.2f}, fit {shares['fit']['median']:.2f}"
             )
 
     def measure_memory(self) -> None:
@@ -251,6 +284,36 @@ class _Bench:
             click.echo(
                 f"S6x, {batch} of {large} px, bfloat16, in {parts} parts: "
                 f"{found['resident_gib']:.2f} GiB, {found['seconds']:.1f} s a step"
+            )
+
+    def measure_softmax(self) -> None:
+        """How much of the matrix product's rate exponentials leave to S2x on a tile."""
+        from kerass2.models import blending, build, cost
+        from kerass2.models.layers import SelfAttention
+
+        model = blending.blend(build("s2x", **self._size_of_model(), block=BLOCK))
+        counted, lattices = cost.count(model), len(blending.LATTICES[SelfAttention])
+        # Of a block's pixels; each is in one block of each lattice.
+        flop = counted.of_patch(BLOCK) / lattices
+        for precision in self._precisions:
+            case = {"dtype": precision, "block": BLOCK}
+            found = self._run("softmax", case, "superres_attention")
+            rate = found["matrix_product_flop_s"]
+            most = [1 / (1 + seconds * rate / flop) for seconds in found["softmax"]]
+            names = ("attention", "softmax")
+            record.append(
+                self._output,
+                "most of the matrix product",
+                model="s2x",
+                precision=precision,
+                share=record.figure(most, "1"),
+                matrix_product_flop_s=rate,
+                **{f"{name}_s": record.figure(found[name], "s") for name in names},
+            )
+            spent = ", ".join(f"{name} {np.median(found[name]) * 1e3:.2f} ms" for name in names)
+            click.echo(
+                f"S2x, {precision}: {spent} a block; with all but the softmax at the matrix "
+                f"product's rate a share of {np.median(most):.2f}"
             )
 
     def _report(

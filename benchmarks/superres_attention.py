@@ -1,4 +1,4 @@
-"""The processes of `python -m benchmarks superres --part memory`: what a training step holds."""
+"""The processes of `python -m benchmarks superres --part memory` and `softmax`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 FILTERS, KEY_FILTERS = 128, 16
-REPEATS = 5
+REPEATS = 11
+# Blocks of `softmax`, a row of a window's, and their maps that take turns there.
+BLOCKS, MAPS = 32, 4
 
 
 def layer(case: dict[str, Any]) -> dict[str, Any]:
@@ -65,6 +67,59 @@ def layer(case: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds, "peak_bytes": peaks}
 
 
+def softmax(case: dict[str, Any]) -> dict[str, Any]:
+    """Seconds a block as rasters are predicted: of the attention, and of its softmax alone.
+
+    Softmax is taken of maps that are in memory: the least that exponentials cost in TensorFlow.
+    """
+    import tensorflow as tf
+
+    from benchmarks.superres_rank import measure_product
+    from kerass2.models import attention, loops
+
+    count, pixels, dtype = BLOCKS, case["block"] ** 2, case["dtype"]
+    keys, queries, values = (
+        tf.random.stateless_normal((count, pixels, n), (n, seed)) * 0.5
+        for seed, n in enumerate((KEY_FILTERS, KEY_FILTERS, FILTERS))
+    )
+    values = tf.cast(values, dtype)
+    maps = tf.matmul(queries[:MAPS], keys[:MAPS], transpose_b=True)
+
+    def attend(number: Any) -> Any:
+        taken = (x[number : number + 1] for x in (keys, queries, values))
+        return attention._mix(*taken, inside=None)
+
+    def exponentials(number: Any) -> Any:
+        shares = tf.nn.softmax(maps[number % MAPS][None])
+        return tf.cast(shares[..., :1], dtype)
+
+    def build(form: Callable[[Any], Any], channels: int) -> Any:
+        like = (tf.zeros((pixels, channels), dtype),)
+
+        @tf.function
+        def run() -> Any:
+            (rows,) = loops.each(
+                lambda number: (form(number),), count, 1, like, at_once=attention.AT_ONCE
+            )
+            return tf.reduce_sum(rows)
+
+        return run
+
+    runs = {"attention": build(attend, FILTERS), "softmax": build(exponentials, 1)}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    rates = []
+    for _ in range(1 + REPEATS):
+        rates.append(measure_product(dtype))
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            seconds[name].append((time.perf_counter() - begin) / count)
+    return {
+        **{name: each[1:] for name, each in seconds.items()},
+        "matrix_product_flop_s": statistics.median(rates),
+    }
+
+
 def model(case: dict[str, Any]) -> dict[str, Any]:
     """Steps of a whole model: median of seconds, and the process' most resident memory [GiB]."""
     import strategies
@@ -83,5 +138,5 @@ def model(case: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     arguments = json.loads(sys.argv[2])
-    found = {"layer": layer, "model": model}[sys.argv[1]](arguments)
+    found = {"layer": layer, "softmax": softmax, "model": model}[sys.argv[1]](arguments)
     pathlib.Path(arguments["output"]).write_text(json.dumps(found))

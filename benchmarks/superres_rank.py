@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 from kerass2.precision import POLICIES
 
 if TYPE_CHECKING:
+    import keras
+
     from kerass2.networks import Network
     from kerass2.sharpen import Plan
 
 # Edges of the square matrices whose product is the machine's rate: the faster one counts.
 MATRICES = (2048, 4096)
+# Steps of a turn in `training`: a call of fit begins and ends an epoch.
+TURN = 6
 
 
 def measure_product(precision: str, seconds: float = 1.0) -> float:
@@ -69,8 +73,9 @@ def tile(case: dict[str, Any]) -> dict[str, Any]:
 
     import strategies
     from data_pipelines.granule import open_granule
-    from kerass2 import inputs, networks, outputs, sharpen
+    from kerass2 import backend, inputs, networks, outputs, sharpen
 
+    backend.import_keras()
     model = inputs.load_model(case["model"])
     network = networks.build_network(model, precision=case["precision"])
     product, output = pathlib.Path(case["product"]), pathlib.Path(case["image"])
@@ -212,37 +217,49 @@ def truth(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def training(case: dict[str, Any]) -> dict[str, Any]:
-    """Seconds a step of our loop and of plain Keras' fit, in turns, and the product's rate."""
-    import strategies
-    from benchmarks import step_rank
+    """Seconds a step of our loop and of Keras' fit, in turns, and the product's rate.
 
+    `fit` trains the plain form and `own` the package's model. Of a call of fit the steps count; the
+    end of the call, which can be that of another three steps, is in `calls` with them.
+    """
+    import strategies
+    from benchmarks import step_rank, superres_plain
+    from kerass2 import models
+
+    options, policy = case["experiment"]["model"]["options"], POLICIES[case["precision"]]
+    sizes = options["filters"], options["blocks"]
+    plain = superres_plain.build_s2x(*sizes, policy, case["patch"])
+    own = models.build(case["experiment"]["model"]["name"], dtype=policy, **options)
     runs = {
         "loop": step_rank._build_loop(strategies.get("single"), case, case["precision"]),
-        "fit": _build_fit(case),
+        "fit": _build_fit(case, plain),
+        "own": _build_fit(case, own),
     }
     for run in runs.values():
         run(step_rank.WARM_UP)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[str, list[float]] = {name: [] for name in (*runs, "calls")}
     rates = [measure_product(case["precision"])]
     for _ in range(case["rounds"]):
         for name, run in runs.items():
             begin = time.perf_counter()
-            run(step_rank.BLOCK)
-            seconds[name].append((time.perf_counter() - begin) / step_rank.BLOCK)
+            stepped, ended = run(TURN) or time.perf_counter(), time.perf_counter()
+            seconds[name].append((stepped - begin) / TURN)
+            if name == "fit":
+                seconds["calls"].append((ended - begin) / TURN)
         rates.append(measure_product(case["precision"]))
     return {**seconds, "matrix_product_flop_s": max(rates)}
 
 
-def _build_fit(case: dict[str, Any]) -> Callable[[int], None]:
-    """What one writes by hand in Keras: a policy, compile, fit, on a repeated batch in memory."""
+def _build_fit(case: dict[str, Any], model: keras.Model) -> Callable[[int], float]:
+    """What one writes by hand in Keras: compile and fit, on a repeated batch in memory.
+
+    Its steps' end is returned: fit waits after it for tf.data's threads to sleep their last, or
+    not; measured, 0 to 7 s.
+    """
     import keras
     import tensorflow as tf
 
-    from benchmarks import superres_plain
-
-    options, patch = case["experiment"]["model"]["options"], case["patch"]
-    policy = POLICIES[case["precision"]]
-    model = superres_plain.build_s2x(options["filters"], options["blocks"], policy, patch)
+    patch = case["patch"]
     model.compile(optimizer=keras.optimizers.Adam(1e-4), loss="mae")
     rng = np.random.default_rng(0)
 
@@ -253,8 +270,16 @@ def _build_fit(case: dict[str, Any]) -> Callable[[int], None]:
     batch = inputs, {"superres_20m": draw(patch, 6)}
     dataset = tf.data.Dataset.from_tensors(batch).repeat()
 
-    def run(steps: int) -> None:
-        model.fit(dataset, steps_per_epoch=steps, shuffle=False, verbose=0)
+    class Clock(keras.callbacks.Callback):
+        stepped = 0.0
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.stepped = time.perf_counter()
+
+    def run(steps: int) -> float:
+        clock = Clock()
+        model.fit(dataset, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[clock])
+        return clock.stepped
 
     return run
 

@@ -217,11 +217,12 @@ def main(
     class and a pixel for each window. A window where some pixel has no data in any band of its GSD
     gets no labels (NaN). Labels of one INPUT are begun anew with --resume.
     """
-    from kerass2 import label_job, predict_job
+    from kerass2 import backend, label_job, predict_job
     from strategies.base import leave
 
     classifier = label_job.is_for(arguments)
     job = (label_job if classifier else predict_job).check(arguments, **options)
+    backend.import_keras()
     here = ranks.start(strategy, workers)
     failed = []
     if here.is_chief:

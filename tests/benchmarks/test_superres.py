@@ -13,7 +13,7 @@ import pytest
 from benchmarks import options, superres, superres_attention, superres_plain, superres_rank
 
 TINY = {
-    **{"size": 144, "small": 240, "filters": 8, "blocks": 1},
+    **{"small": 240, "filters": 8, "blocks": 1},
     **{"batch": 2, "patch": 16, "rounds": 2},
 }
 
@@ -44,7 +44,8 @@ def call(path: pathlib.Path, *arguments: str) -> tuple[list[dict[str, Any]], str
 
 def test_tiles_and_their_growth(here: None, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "superres.jsonl"
-    lines, text = call(path, "--part", "tile", "--model", "s2x", "--precision", "bfloat16")
+    sizes = ("--size", "72", "--size", "144")
+    lines, text = call(path, "--part", "tile", "--model", "s2x", "--precision", "bfloat16", *sizes)
     assert [(line["what"], line.get("size")) for line in lines] == [
         ("tile", 72),
         ("tile", 144),
@@ -104,6 +105,22 @@ def test_memory(here: None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     assert (whole["parts"], parts["parts"]) == (1, 4)
     assert 0.2 < whole["resident_gib"] <= parts["resident_gib"]  # of one process here
     assert "S6x, 4 of 48 px, bfloat16, in 4 parts" in text
+
+
+def test_softmax(here: None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its softmax leaves: the less, the longer it takes beside a block's arithmetic."""
+    monkeypatch.setattr(superres_attention, "BLOCKS", 2)
+    lines, text = call(tmp_path / "superres.jsonl", "--part", "softmax", "--precision", "bfloat16")
+    (line,) = lines
+    assert line["softmax_s"]["median"] > 0
+    # Of S2x's one block and 8 filters, by hand: convolutions, and attention with 16 key filters
+    # over two lattices; one of them has a map a block.
+    convolutions = 2 * 9 * (10 * 8 + 2 * 8 * 8 + 8 * 6)
+    attention = 2 * (2 * 8 * (2 * 16 + 8) + 2 * (16 + 8) * 32**2)
+    flop = 32**2 * (convolutions + attention) / 2
+    spent = line["softmax_s"]["median"] * line["matrix_product_flop_s"] / flop
+    assert line["share"]["median"] == pytest.approx(1 / (1 + spent))
+    assert "S2x, bfloat16: attention" in text
 
 
 def test_the_plain_network_is_s2x() -> None:

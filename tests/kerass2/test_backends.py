@@ -220,3 +220,19 @@ def test_the_backend_is_found_as_keras_finds_it(monkeypatch, tmp_path: pathlib.P
     assert backend.find() == "torch"
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     assert backend.find() == "jax"
+
+
+def test_keras_takes_no_other_libraries_along(tmp_path: pathlib.Path) -> None:
+    """kerass2.predict has no use for them, and its memory is promised; they can be had later."""
+    arguments = ["--bicubic", "synthetic", "--roi", "0,0,120,120", "-o", str(tmp_path / "out.tif")]
+    code = (
+        "import sys\n"
+        "from kerass2 import backend, predict\n"
+        f"predict.main({arguments}, standalone_mode=False)\n"
+        "assert 'keras' in sys.modules\n"
+        "print([name for name in backend.TAKEN_ALONG if name in sys.modules])\n"
+        "import cv2, matplotlib.pyplot, sklearn\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n[]\n")
