@@ -34,6 +34,7 @@ import numpy as np
 
 from benchmarks import options, record
 from benchmarks.step_rank import WARM_UP
+from benchmarks.superres_attention import REPEATS
 from benchmarks.superres_rank import TURN
 
 PARTS = ("tile", "plain", "attention", "training", "memory", "softmax")
@@ -258,14 +259,14 @@ class _Bench:
         large, small, batch = self._options["large"], self._options["patch"], LARGE_BATCH
         for precision in self._precisions:
             what = {"dtype": precision, "patch": large, "batch": batch}
-            case = {**what, "forms": ("chosen", "none")}
+            case = {**what, "forms": ("chosen", "none"), "repeats": 0}
             found = self._run("layer", case, "superres_attention")["peak_bytes"]
             extra = (found["chosen"] - found["none"]) / 2**20
             record.append(self._output, "attention's memory", **what, extra_mib=extra)
             click.echo(f"attention, {precision}, {batch} of {large} px: {extra:.0f} MiB more")
             for patch, number in ((small, self._options["batch"]), (large, 1)):
                 what = {"dtype": precision, "patch": patch, "batch": number}
-                case = {**what, "forms": ("chosen", "direct")}
+                case = {**what, "forms": ("chosen", "direct"), "repeats": REPEATS}
                 seconds = self._run("layer", case, "superres_attention")["seconds"]
                 ratios = [a / b for a, b in zip(seconds["chosen"], seconds["direct"], strict=True)]
                 ratio = record.figure(ratios, "1", warm_up=2)  # to compile, and to see the memory

@@ -19,7 +19,8 @@ BLOCKS, MAPS = 32, 4
 def layer(case: dict[str, Any]) -> dict[str, Any]:
     """A step of the attention alone: seconds, and bytes at once beyond a step without it.
 
-    `forms`: names of those that take turns; the first is what a model takes by itself.
+    `forms`: names of those that take turns, `repeats` times; the first is what a model takes by
+    itself.
     """
     import keras
     import tensorflow as tf
@@ -59,7 +60,7 @@ def layer(case: dict[str, Any]) -> dict[str, Any]:
         tf.config.experimental.reset_memory_stats("CPU:0")
         step()
         peaks[name] = tf.config.experimental.get_memory_info("CPU:0")["peak"]
-    for _ in range(REPEATS):
+    for _ in range(case["repeats"]):
         for name, step in steps.items():
             begin = time.perf_counter()
             step()

@@ -247,14 +247,21 @@ def _prediction() -> Iterator[Row]:
             for model in ("dsen2", "s2x")
         ],
     )
-    memory = ("resident_gib", ".1f")
+    memory = ("resident_gib", ".2f")
     yield Row(
-        "resident memory of that, bfloat16, 2742 and 5490 px [GiB]: DSen2; S2x",
+        "resident memory of that, bfloat16 [GiB]: DSen2 at 2742, 5490 px; S2x at 2742, 5490, "
+        "10980 px",
         "superres",
         [
-            [tile(*memory, model, "bfloat16", size) for size in (2742, 5490)]
-            for model in ("dsen2", "s2x")
+            [tile(*memory, model, "bfloat16", size) for size in sizes]
+            for model, sizes in (("dsen2", (2742, 5490)), ("s2x", (2742, 5490, 10980)))
         ],
+    )
+    yield Row(
+        "most that S2x could reach of the matrix product's rate if all but the attention's softmax "
+        "ran at that rate: float32, bfloat16",
+        "superres",
+        [_each("most of the matrix product", "share", model="s2x")],
     )
     yield Row(
         "the same product over the plain way, Keras' float32 `predict` over windows of 128 px with "
@@ -267,9 +274,10 @@ def _prediction() -> Iterator[Row]:
 def _training() -> Iterator[Row]:
     """Training against others, its start, its checkpoints."""
     yield Row(
-        "S2x's training over plain Keras' fit: float32, bfloat16",
+        "S2x's training over the steps of Keras' fit, float32, bfloat16: of a plain S2x; with the "
+        "end of its calls; of the same model",
         "superres",
-        [_each("training over fit")],
+        [_each("training over fit", key) for key in ("ratio", "ratio_of_calls", "ratio_of_own")],
     )
     yield Row(
         "S2x's training step on another backend of Keras, over TensorFlow's: JAX, PyTorch",

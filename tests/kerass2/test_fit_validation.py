@@ -183,7 +183,7 @@ def check_same(found: pathlib.Path, expected: pathlib.Path, strategy: str) -> No
     [
         ("single", ("single",)),
         ("horovod", ("multiworker", "--workers", 3)),
-        ("multiworker", ("multiworker",)),
+        pytest.param("multiworker", ("multiworker",), marks=pytest.mark.cluster),
     ],
 )
 def test_a_run_in_two_sessions_is_the_unbroken_one(trained, fit, tmp_path, strategy, other):
