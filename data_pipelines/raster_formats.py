@@ -26,6 +26,9 @@ ZARR_CHUNK, ZARR_SHARD = 512, 2048
 OVERVIEWS = "overviews.vrt"
 # GDAL's cache of blocks [MB].
 CACHE = 128
+# Deflate's level: GDAL's 6 takes 1.3 to 1.9 times as long, for files of Sentinel-2's differences
+# between pixels that are 1 % smaller to 4 % larger (11 scenes).
+LEVEL = 1
 # Rows that are halved at once for an overview, an even number.
 STRIP = 128
 
@@ -71,7 +74,7 @@ def _write_cog(raw: RawRaster, path: pathlib.Path) -> None:
         driver="COG",
         BLOCKSIZE=COG_BLOCK,
         PREDICTOR="YES",
-        LEVEL=6,
+        LEVEL=LEVEL,
         OVERVIEWS="AUTO",
     )
 
@@ -134,6 +137,7 @@ def _write_geotiff(raw: RawRaster, path: pathlib.Path) -> None:
         BLOCKXSIZE=raster.BLOCK,
         BLOCKYSIZE=raster.BLOCK,
         PREDICTOR=2,
+        ZLEVEL=LEVEL,
         INTERLEAVE="BAND",
     )
 
