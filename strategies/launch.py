@@ -53,6 +53,8 @@ COLLECTIVE_ERRORS = (
     "UNAVAILABLE:",
     "CoordinationService",
     "Collective ops is aborted",
+    # Of Horovod where gloo gives up by itself, before Horovod knows of a rank that is gone.
+    "gloo/transport",
 )
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

@@ -204,3 +204,14 @@ def test_training_without_progress(run_command, prepared, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert "2 steps; model: " in done.stdout and "step 2/2" not in done.stdout
     assert done.stderr == ""
+
+
+def test_gloo_that_gives_up_by_itself_is_another_ranks_failure(capfd) -> None:
+    """Seen with a cut cable: not all of Horovod's errors say that they are its own."""
+    error = RuntimeError(
+        "Graph execution error: [third_party/compatible17_gloo/gloo/transport/tcp/"
+        "unbound_buffer.cc:81] Timed out waiting 20000ms for recv operation to complete"
+    )
+    assert cli._explain(error) == 1
+    last = capfd.readouterr().err.rstrip().splitlines()[-1]
+    assert last.startswith("error: another rank has failed")
