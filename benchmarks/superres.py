@@ -353,7 +353,8 @@ class _Bench:
             path = str(self._root / f"{name}.keras")
             weights = self._options["weights"] if name == "dsen2" else None
             case = {"name": name, "path": path, "weights": weights and str(weights)}
-            self._run("save", {**case, "options": self._size_of_model()})
+            block = {"block": BLOCK} if name == "s2x" else {}
+            self._run("save", {**case, "options": {**self._size_of_model(), **block}})
             self._saved[name] = path
         return self._saved[name]
 

@@ -52,8 +52,7 @@ def save(case: dict[str, Any]) -> dict[str, Any]:
     from kerass2.models import weights
 
     keras.utils.set_random_seed(0)
-    block = {"block": 32} if case["name"] == "s2x" else {}
-    model = models.build(case["name"], **case["options"], **block)
+    model = models.build(case["name"], **case["options"])
     if case["weights"] is not None:
         weights.initialise(model, case["weights"])
     for layer in model.layers:
