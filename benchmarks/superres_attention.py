@@ -88,7 +88,7 @@ def softmax(case: dict[str, Any]) -> dict[str, Any]:
 
     def attend(number: Any) -> Any:
         taken = (x[number : number + 1] for x in (keys, queries, values))
-        return attention._mix(*taken, inside=None)
+        return attention._mix(*taken)
 
     def exponentials(number: Any) -> Any:
         shares = tf.nn.softmax(maps[number % MAPS][None])

@@ -1,8 +1,9 @@
 """Self-attention over the pixels of a block: x + gamma * softmax(g f^T) h.
 
 f, g and h are 1 x 1 convolutions of x. The direct form holds a (pixels x pixels) map for each
-block, 4.2 MB in float32 for 32 x 32 pixels, 340 MB for 96 x 96; where maps get large, another form
-takes its place. All give the same values and gradients.
+block, 4.2 MB in float32 for 32 x 32 pixels, 340 MB for 96 x 96. The grouped form computes a few
+maps at a time, forward and backward, the tiled form parts of one. All give the same values and
+gradients.
 
 Scores and softmax are float32 and products with h of the layer's type: an exponential of a bfloat16
 number is off by several percent.
@@ -13,19 +14,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 from keras import ops
 
 from kerass2.models import blocks, loops, tiled_attention
 
-# Maps of all blocks together [bytes] up to which the direct form is taken if a block is one tile:
+# Maps of all blocks together [bytes] up to which the direct form is taken, where it is the fastest:
 # where each example is one block (256 patches of 32 px), and on rasters of many blocks.
 PATCHES_BYTES = 2**30
 RASTER_BYTES = 2**26
-# Pixels along the square that the maps of a group fill, and groups computed at once where no
-# gradient is asked for: a block of 32 px each, 4 MB. Two at once, each by one core, take 0.7 of the
-# time of one after the other, each by both.
+# Pixels along the square that the maps of a group fill, and groups computed at once, forward and
+# backward: a block of 32 px each, 4 MB. On processors two at once, each by one core, take 0.7 of
+# the time of one after the other, each by both; forward and backward take 0.85 of the direct form's
+# time and a seventh of its memory.
 GROUP = 1024
 AT_ONCE = 4
+AT_ONCE_BACKWARD = 2
 
 
 def attend(
@@ -34,7 +38,6 @@ def attend(
     weights: Sequence[Any],
     grid: blocks.BlockGrid,
     dtype: str,
-    training: bool = True,
     plain: bool = False,
 ) -> Any:
     """Give x + gamma * softmax(g f^T) h in each block of a lattice.
@@ -45,8 +48,6 @@ def attend(
         weights: kernel (filter, output filter) and bias of f, g and h, float32.
         grid: the blocks of x.
         dtype: what projections and products with h are computed in.
-        training: False takes many small blocks in a form that is faster but whose gradient, which
-            is right too, is not sparing of memory.
         plain: take the direct form whatever the sizes: no conditions and no loops, which formats
             that models are exported to run slowly or not at all.
 
@@ -55,25 +56,27 @@ def attend(
     """
     if plain:
         return direct(x, gamma, weights, grid, dtype)
-    forms = (
-        [direct, tiled_attention.attend] if training else [direct, grouped, tiled_attention.attend]
-    )
     small = grid.block_height * grid.block_width <= tiled_attention.TILE
     fits = _fits(ops.shape(x)[0], grid)
+    forms = [direct, grouped, tiled_attention.attend]
     arguments = (x, gamma, weights, grid, dtype)
     if small is False:
-        return forms[-1](*arguments)
+        return forms[2](*arguments)
     if small is True and isinstance(fits, bool):
         return forms[0 if fits else 1](*arguments)
     # One switch: TensorFlow has no gradient of a condition inside of a condition.
-    number = ops.where(fits, 0, 1)
-    number = ops.where(small, number, len(forms) - 1)
+    number = ops.where(small, ops.where(fits, 0, 1), 2)
     return ops.switch(number, [lambda form=form: form(*arguments) for form in forms])
 
 
 def _fits(num_examples: Any, grid: blocks.BlockGrid) -> Any:
-    """Whether all maps fit; a bool of the graph where sizes are known at run time only."""
+    """Whether the direct form is to be taken: all maps fit, and one after the other is no faster.
+
+    A bool of the graph where sizes are known at run time only.
+    """
     pixels = grid.block_height * grid.block_width
+    if isinstance(pixels, int) and GROUP // pixels <= 1 and _is_on_processors():
+        return False
     if all(isinstance(size, int) for size in (num_examples, pixels, grid.num_blocks)):
         limit = PATCHES_BYTES if grid.num_blocks == 1 else RASTER_BYTES
         return num_examples * grid.num_blocks * pixels**2 * 4 <= limit
@@ -81,6 +84,15 @@ def _fits(num_examples: Any, grid: blocks.BlockGrid) -> Any:
     # In float32: 32 bits do not hold the number of bytes.
     size = 4.0 * ops.cast(num_examples * grid.num_blocks, "float32")
     return size * ops.square(ops.cast(pixels, "float32")) <= limit
+
+
+def _is_on_processors() -> bool:
+    """Whether TensorFlow computes on them: their caches hold a map, and its loops cost little."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.config.get_visible_devices("GPU")
 
 
 def direct(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, dtype: str) -> Any:
@@ -91,39 +103,80 @@ def direct(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, d
         blocks.split(ops.reshape(value, (n, height, width, value.shape[-1])), grid)
         for value in tiled_attention.project(pixels, weights, dtype)
     )
-    inside = None if grid.is_uncut else ops.tile(blocks.inside(grid), (n, 1))
-    attended = blocks.join(_mix(keys, queries, values, inside), grid)
-    return tiled_attention.add_attended(x, gamma, attended)
+    attended = _mix(*_mark(keys, queries, grid), values)
+    return tiled_attention.add_attended(x, gamma, blocks.join(attended, grid))
 
 
 def grouped(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, dtype: str) -> Any:
     """A part of a block, or some blocks at once, whose maps are small together."""
-    keys, queries, values = tiled_attention.project(
-        blocks.split(ops.cast(x, dtype), grid), weights, dtype
-    )
+    parts = blocks.split(ops.cast(x, dtype), grid)
+    keys, queries, values = tiled_attention.project(parts, weights, dtype)
+    attended = _mix_groups(*_mark(keys, queries, grid), values)
+    return tiled_attention.add_attended(x, gamma, blocks.join(attended, grid))
+
+
+def _mark(keys: Any, queries: Any, grid: blocks.BlockGrid) -> tuple[Any, Any]:
+    """Keys and queries of all blocks, where pixels that fill up cut blocks get no share."""
+    if grid.is_uncut:
+        return keys, queries
+    num_examples = ops.shape(keys)[0] // grid.num_blocks
+    inside = ops.tile(blocks.inside(grid), (num_examples, 1))
+    queries, keys = tiled_attention.with_presence(queries, keys, inside)
+    return keys, queries
+
+
+@ops.custom_gradient
+def _mix_groups(keys: Any, queries: Any, values: Any) -> Any:
+    """_mix, a group after the other; the backward pass computes each group's maps again."""
     count, pixels, channels = ops.shape(values)
     parts = _parts(pixels)
     size = pixels // parts
-    group = 1 if parts > 1 else tiled_attention.group_size(count, pixels, GROUP)
-    inside = None if grid.is_uncut else blocks.inside(grid)
+    group = 1 if parts > 1 else _group_size(count, pixels)
 
     def one_group(number: Any) -> tuple[Any]:
         first, start = number // parts, (number % parts) * size
-        query = ops.slice(queries, (first, start, 0), (group, size, queries.shape[-1]))
-        key, value = (
-            ops.slice(each, (first, 0, 0), (group, pixels, each.shape[-1]))
-            for each in (keys, values)
-        )
-        there = None
-        if inside is not None:
-            numbers = (first + ops.arange(group, dtype="int32")) % grid.num_blocks
-            there = ops.take(inside, numbers, axis=0)
-        return (_mix(key, query, value, inside=there),)
+        query = _take(queries, first, group, start, size)
+        found = _mix(_take(keys, first, group), query, _take(values, first, group))
+        return (ops.reshape(found, (group, size, channels)),)
 
-    like = (ops.zeros((size, channels), dtype),)
+    like = (ops.zeros((size, channels), values.dtype),)
     (out,) = loops.each(one_group, count * parts, group, like, at_once=AT_ONCE)
-    attended = blocks.join(ops.reshape(out, (count, pixels, channels)), grid)
-    return tiled_attention.add_attended(x, gamma, attended)
+    out = ops.reshape(out, (count, pixels, channels))
+
+    def backward(*args: Any, upstream: Any = None) -> tuple[Any, ...]:
+        if upstream is None:  # torch passes all arguments, the others the gradient alone
+            (upstream,) = args
+        dots = ops.cast(upstream, "float32") * ops.cast(out, "float32")
+        given = (keys, queries, values, upstream, ops.sum(dots, axis=-1, keepdims=True))
+        like = tuple(ops.zeros(ops.shape(x)[1:], x.dtype) for x in given[:3])
+
+        def one_group(first: Any) -> tuple[Any, ...]:
+            found = _mix_back(*(_take(x, first, group) for x in given))
+            pairs = zip(found, like, strict=True)
+            return tuple(ops.reshape(x, (group, *ops.shape(row))) for x, row in pairs)
+
+        return loops.each(one_group, count, group, like, at_once=AT_ONCE_BACKWARD)
+
+    return out, backward
+
+
+def _take(x: Any, first: Any, group: Any, start: Any = 0, size: Any = None) -> Any:
+    """Some blocks' pixels, `size` from `start` on or all; one block has no axis of blocks.
+
+    Products of two axes are faster than of three.
+    """
+    _, pixels, channels = ops.shape(x)
+    size = pixels if size is None else size
+    rows = ops.slice(x, (first, start, 0), (group, size, channels))
+    return ops.reshape(rows, (size, channels)) if blocks.is_equal(group, 1) else rows
+
+
+def _group_size(count: Any, pixels: Any) -> Any:
+    """How many blocks have maps no larger than a group's together, at least 1 and at most all."""
+    group = (GROUP // pixels) ** 2
+    if isinstance(group, int) and (group <= 1 or isinstance(count, int)):
+        return max(min(group, count), 1) if isinstance(count, int) else 1
+    return ops.minimum(ops.maximum(group, 1), count)
 
 
 def _parts(pixels: Any) -> int:
@@ -134,12 +187,34 @@ def _parts(pixels: Any) -> int:
     return parts if pixels % parts == 0 else 1
 
 
-def _mix(keys: Any, queries: Any, values: Any, inside: Any) -> Any:
-    """softmax(queries keys^T) values for each block; see tiled_attention.project for the shapes."""
-    if inside is not None:
-        queries, keys = tiled_attention.with_presence(queries, keys, inside)
-    scores = ops.matmul(queries, ops.transpose(keys, (0, 2, 1)))
+def _mix(keys: Any, queries: Any, values: Any) -> Any:
+    """softmax(queries keys^T) values: ([block,] pixel, filter), see tiled_attention.project."""
+    return ops.matmul(ops.cast(_shares(keys, queries), values.dtype), values)
+
+
+def _shares(keys: Any, queries: Any) -> Any:
+    """The maps: ([block,] query, key) float32."""
+    scores = ops.matmul(queries, ops.swapaxes(keys, -1, -2))
     # Keras warns of a softmax over one thing, which is 1 and has no gradient.
     one = blocks.is_equal(scores.shape[-1], 1)
-    shares = ops.exp(scores - scores) if one else ops.softmax(scores, axis=-1)
-    return ops.matmul(ops.cast(shares, values.dtype), values)
+    return ops.exp(scores - scores) if one else ops.softmax(scores, axis=-1)
+
+
+def _mix_back(
+    keys: Any, queries: Any, values: Any, upstream: Any, dots: Any
+) -> tuple[Any, Any, Any]:
+    """Gradients of _mix's arguments from that of its result.
+
+    Args:
+        keys: as in _mix.
+        queries: likewise.
+        values: likewise.
+        upstream: gradient of the result, of its shape and type.
+        dots: ([block,] query, 1) float32, the result times its gradient.
+    """
+    shares = _shares(keys, queries)
+    across = ops.swapaxes(ops.cast(shares, values.dtype), -1, -2)
+    of_shares = ops.cast(ops.matmul(upstream, ops.swapaxes(values, -1, -2)), "float32")
+    of_scores = shares * (of_shares - dots)
+    of_keys = ops.matmul(ops.swapaxes(of_scores, -1, -2), queries)
+    return of_keys, ops.matmul(of_scores, keys), ops.matmul(across, upstream)

@@ -48,7 +48,7 @@ class Blended(keras.layers.Layer):
         if not self.inner.built:
             self.inner.build(input_shape)
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Any) -> Any:
         """(batch, y, x, filter) in and out, in the type of the input."""
         _, height, width, _ = ops.shape(inputs)
         shares = blending_weights(height, width, self.block, self.lattices)
@@ -92,7 +92,7 @@ class Blended(keras.layers.Layer):
             rows = ops.transpose(rows, (1, 0, 2, 3, 4))
         return ops.reshape(rows, (n, height, width, channels))
 
-    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
+    def compute_output_spec(self, inputs: Any) -> Any:
         """Shape and type of the input."""
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 

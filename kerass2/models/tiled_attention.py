@@ -1,8 +1,7 @@
 """Self-attention in memory that grows with the pixels, not with their square.
 
-Large blocks are taken one after the other and their maps in tiles, with a running softmax (Milakov
-and Gimelshein 2018; Rabe and Staats 2021; Dao et al. 2022); small blocks in groups whose maps are
-no larger than a tile together. The backward pass computes the tiles again.
+Blocks are taken one after the other and their maps in tiles, with a running softmax (Milakov and
+Gimelshein 2018; Rabe and Staats 2021; Dao et al. 2022). The backward pass computes the tiles again.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from keras import ops
 from kerass2.models import blocks
 from kerass2.models.loops import each, fold, put
 
-# Pixels along the sides of a tile; a block of no more has one tile, and takes the direct form
-# unless there are many. Measured on 2 cores at 96 px: smaller tiles cost time (1024: a fifth more),
-# larger ones memory (21 MB for each of the four maps that are alive).
+# Pixels along the sides of a tile; a block of no more takes another form. Measured on 2 cores at
+# 96 px: smaller tiles cost time (1024: a fifth more), larger ones memory (21 MB for each of the
+# four maps that are alive).
 TILE = 2304
 # Score of a key that is not there: its exponential is 0 beside any real score.
 ABSENT = -1e30
@@ -54,39 +53,37 @@ def _forward(x: Any, weights: Any, grid: blocks.BlockGrid, dtype: str) -> tuple[
     The second is the logarithm of each query's sum of exponentials: with it the backward pass needs
     no running maximum. Its pixels are filled up to whole tiles.
     """
-    parts, tiling = blocks.split(x, grid), _tiling(x, grid)
+    parts, tiling = blocks.split(x, grid), _tiling(grid)
     num_tiles, size, pixels, channels = tiling.num_tiles, tiling.size, tiling.pixels, x.shape[-1]
 
-    def one_group(first: Any) -> tuple[Any, Any]:
-        queries, keys, values = _tiles(_take(parts, first, tiling), weights, dtype, first, tiling)
+    def one_block(number: Any) -> tuple[Any, Any]:
+        queries, keys, values = _tiles(parts[number], weights, dtype, number, tiling)
         keys = ops.swapaxes(keys, -1, -2)
 
         def one_tile(tile: Any) -> tuple[Any, Any]:
             found = _running_softmax(queries[tile], keys, values, num_tiles)
             return tuple(ops.expand_dims(value, 0) for value in found)
 
-        shape = (*tiling.lead, size)
-        like = ops.zeros((*shape, channels), dtype), ops.zeros(shape)
+        like = ops.zeros((size, channels), dtype), ops.zeros((size,))
         out, log_sums = each(one_tile, num_tiles, 1, like)
-        out = ops.reshape(out, (tiling.group, num_tiles * size, channels))[:, :pixels]
-        return out, ops.reshape(log_sums, (tiling.group, num_tiles * size))
+        out = ops.reshape(out, (1, num_tiles * size, channels))[:, :pixels]
+        return out, ops.reshape(log_sums, (1, num_tiles * size))
 
     like = ops.zeros((pixels, channels), dtype), ops.zeros((num_tiles * size,))
-    return each(one_group, tiling.num_blocks, tiling.group, like)
+    return each(one_block, ops.shape(parts)[0], 1, like)
 
 
 def _running_softmax(queries: Any, keys: Any, values: Any, num_tiles: Any) -> tuple[Any, Any]:
     """One tile of queries against all tiles of keys.
 
     Args:
-        queries: ([block,] query, key filter) float32.
-        keys: (tile, [block,] key filter, key) float32.
-        values: (tile, [block,] key, filter).
+        queries: (query, key filter) float32.
+        keys: (tile, key filter, key) float32.
+        values: (tile, key, filter).
         num_tiles: number of tiles of keys.
 
     Returns:
-        ([block,] query, filter) in the type of the values, and the logarithm of the sums,
-        ([block,] query) float32.
+        (query, filter) in the type of the values, and the logarithm of the sums, (query) float32.
     """
 
     def add_tile(tile: Any, highest: Any, sums: Any, total: Any) -> Any:
@@ -115,30 +112,31 @@ def _backward(
     dtype: str,
 ) -> tuple[Any, ...]:
     """Gradients of x, gamma and the weights; `saved` is what _forward returned."""
-    parts, arrivals, tiling = blocks.split(x, grid), blocks.split(upstream, grid), _tiling(x, grid)
+    parts, arrivals, tiling = blocks.split(x, grid), blocks.split(upstream, grid), _tiling(grid)
     out, log_sums = saved
 
-    def one_group(first: Any) -> tuple[Any, ...]:
-        part = _take(parts, first, tiling)
-        arrived = ops.cast(_take(arrivals, first, tiling), "float32")
-        attended = ops.cast(_take(out, first, tiling), "float32")
-        of_gamma = ops.sum(arrived * attended, axis=(1, 2))
+    def one_block(number: Any) -> tuple[Any, ...]:
+        part = parts[number]
+        arrived = ops.cast(arrivals[number], "float32")
+        attended = ops.cast(out[number], "float32")
+        of_gamma = ops.sum(arrived * attended)
         arrived = ops.cast(ops.cast(gamma, "float32") * arrived, dtype)
         dots = ops.sum(ops.cast(arrived, "float32") * attended, axis=-1, keepdims=True)
         of_tiles = _tile_gradients(
-            *_tiles(part, weights, dtype, first, tiling),
-            _cut(ops.expand_dims(_take(log_sums, first, tiling), -1), tiling),
+            *_tiles(part, weights, dtype, number, tiling),
+            _cut(ops.expand_dims(log_sums[number], -1), tiling),
             _cut(arrived, tiling),
             ops.swapaxes(_cut(dots, tiling), -1, -2),
         )
-        return (*_project_back(ops.cast(part, dtype), weights, of_tiles, tiling), of_gamma)
+        found = (*_project_back(ops.cast(part, dtype), weights, of_tiles, tiling), of_gamma)
+        return tuple(ops.expand_dims(value, 0) for value in found)
 
     like = (
         ops.zeros((tiling.pixels, x.shape[-1]), dtype),
         *(ops.zeros(weight.shape) for weight in weights),
         ops.zeros(()),
     )
-    of_x, *others = each(one_group, tiling.num_blocks, tiling.group, like)
+    of_x, *others = each(one_block, ops.shape(parts)[0], 1, like)
     *of_weights, of_gamma = (ops.sum(value, axis=0) for value in others)
     of_x = upstream + ops.cast(blocks.join(of_x, grid), x.dtype)
     return (of_x, ops.cast(of_gamma, gamma.dtype), *of_weights)
@@ -152,14 +150,14 @@ def _tile_gradients(
     Maps are computed with keys along y, so that of each product only small factors are transposed.
 
     Args:
-        queries: (tile, [block,] query, key filter + 1) float32, see _tiles.
+        queries: (tile, query, key filter + 1) float32, see _tiles.
         keys: likewise.
-        values: (tile, [block,] key, filter).
-        log_sums: (tile, [block,] query, 1) float32.
-        arrived: (tile, [block,] query, filter), the gradient of the output.
-        dots: (tile, [block,] 1, query) float32, the output times its gradient.
+        values: (tile, key, filter).
+        log_sums: (tile, query, 1) float32.
+        arrived: (tile, query, filter), the gradient of the output.
+        dots: (tile, 1, query) float32, the output times its gradient.
     """
-    num_tiles, *lead, size, _ = ops.shape(queries)
+    num_tiles, size, _ = ops.shape(queries)
     # exp(score - log_sum) by one product.
     score_keys = ops.concatenate([keys, ops.ones_like(log_sums)], axis=-1)
     score_queries = ops.swapaxes(ops.concatenate([queries, -log_sums], axis=-1), -1, -2)
@@ -178,15 +176,15 @@ def _tile_gradients(
             of_query = of_queries[q] + ops.matmul(keys[k], of_scores)
             return put(of_queries, q, ops.expand_dims(of_query, 0)), of_key, of_value
 
-        start = ops.zeros((*lead, size, length)), ops.zeros((*lead, size, channels))
+        start = ops.zeros((size, length)), ops.zeros((size, channels))
         of_queries, *found = fold(query_tile, num_tiles, (of_queries, *start))
         of_key, of_value = (ops.expand_dims(value, 0) for value in found)
         return of_queries, put(of_keys, k, of_key), put(of_values, k, of_value)
 
     start = (
-        ops.zeros((num_tiles, *lead, length, size)),
-        ops.zeros((num_tiles, *lead, size, length)),
-        ops.zeros((num_tiles, *lead, size, channels)),
+        ops.zeros((num_tiles, length, size)),
+        ops.zeros((num_tiles, size, length)),
+        ops.zeros((num_tiles, size, channels)),
     )
     of_queries, of_keys, of_values = fold(key_tile, num_tiles, start)
     return of_keys, ops.swapaxes(of_queries, -1, -2), of_values
@@ -195,15 +193,15 @@ def _tile_gradients(
 def _project_back(
     part: Any, weights: Any, of_tiles: Sequence[Any], tiling: _Tiling
 ) -> tuple[Any, ...]:
-    """Gradients of blocks (block, pixel, filter) and of each block's share in the weights'."""
-    across, of_part, of_weights = ops.transpose(part, (0, 2, 1)), None, []
+    """Gradients of a block (pixel, filter) and of its share in the weights'."""
+    across, of_part, of_weights = ops.transpose(part), None, []
     for kernel, value in zip(weights[::2], of_tiles, strict=True):
-        whole = (tiling.group, tiling.num_tiles * tiling.size, value.shape[-1])
-        gradient = ops.cast(ops.reshape(value, whole)[:, : tiling.pixels], part.dtype)
+        whole = (tiling.num_tiles * tiling.size, value.shape[-1])
+        gradient = ops.cast(ops.reshape(value, whole)[: tiling.pixels], part.dtype)
         more = ops.matmul(gradient, ops.transpose(ops.cast(kernel, part.dtype)))
         of_part = more if of_part is None else of_part + more
         of_weights.append(ops.cast(ops.matmul(across, gradient), "float32"))
-        of_weights.append(ops.sum(ops.cast(gradient, "float32"), axis=1))
+        of_weights.append(ops.sum(ops.cast(gradient, "float32"), axis=0))
     return (of_part, *of_weights)
 
 
@@ -230,12 +228,8 @@ def with_presence(queries: Any, keys: Any, inside: Any) -> tuple[Any, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Tiling:
-    """How blocks are taken; sizes are int, or scalars of the graph. Groups or tiles are one."""
+    """How a block is taken; sizes are int, or scalars of the graph."""
 
-    num_blocks: Any
-    """Blocks of all examples."""
-    group: Any
-    """Blocks taken at once."""
     pixels: Any
     """Of a block."""
     num_tiles: Any
@@ -245,59 +239,35 @@ class _Tiling:
     inside: Any
     """(blocks of an example, pixel) bool, see blocks.inside."""
 
-    @property
-    def lead(self) -> tuple[Any, ...]:
-        """The axis of blocks; none for one block: products of two axes are faster than of three."""
-        return () if blocks.is_equal(self.group, 1) else (self.group,)
 
-
-def _tiling(x: Any, grid: blocks.BlockGrid) -> _Tiling:
-    """The tiling of x."""
+def _tiling(grid: blocks.BlockGrid) -> _Tiling:
+    """The tiling of the blocks of a lattice."""
     pixels = grid.block_height * grid.block_width
-    num_blocks = ops.shape(x)[0] * grid.num_blocks
     num_tiles = -(-pixels // TILE)
-    size = -(-pixels // num_tiles)
-    group = group_size(num_blocks, pixels, TILE)
-    return _Tiling(num_blocks, group, pixels, num_tiles, size, blocks.inside(grid))
-
-
-def group_size(num_blocks: Any, pixels: Any, tile: int) -> Any:
-    """How many blocks have maps no larger than a tile together, at least 1 and at most all."""
-    group = (tile // pixels) ** 2
-    if isinstance(group, int) and isinstance(num_blocks, int):
-        return min(max(group, 1), num_blocks)
-    return ops.minimum(ops.maximum(group, 1), num_blocks)
-
-
-def _take(rows: Any, first: Any, tiling: _Tiling) -> Any:
-    """A group's rows."""
-    start = (first, *(0 for _ in rows.shape[1:]))
-    return ops.slice(rows, start, (tiling.group, *ops.shape(rows)[1:]))
+    return _Tiling(pixels, num_tiles, -(-pixels // num_tiles), blocks.inside(grid))
 
 
 def _tiles(
-    part: Any, weights: Any, dtype: str, first: Any, tiling: _Tiling
+    part: Any, weights: Any, dtype: str, number: Any, tiling: _Tiling
 ) -> tuple[Any, Any, Any]:
-    """Queries, keys and values of the blocks (block, pixel, filter) from number `first` on.
+    """Queries, keys and values of block `number` (pixel, filter).
 
-    All are (tile, [block,] pixel, filter); queries and keys have a filter more, see with_presence.
+    All are (tile, pixel, filter); queries and keys have a filter more, see with_presence.
     """
     keys, queries, values = project(_fill(part, tiling), weights, dtype)
-    numbers = first + ops.arange(tiling.group, dtype="int32")
-    inside = ops.take(tiling.inside, numbers % ops.shape(tiling.inside)[0], axis=0)
+    inside = tiling.inside[number % ops.shape(tiling.inside)[0]]
     queries, keys = with_presence(queries, keys, _fill(inside, tiling))
     return _cut(queries, tiling), _cut(keys, tiling), _cut(values, tiling)
 
 
 def _fill(x: Any, tiling: _Tiling) -> Any:
-    """(block, pixel, ...) with zeros up to whole tiles."""
-    missing = tiling.num_tiles * tiling.size - ops.shape(x)[1]
+    """(pixel, ...) with zeros up to whole tiles."""
+    missing = tiling.num_tiles * tiling.size - ops.shape(x)[0]
     if blocks.is_equal(missing, 0):
         return x
-    return ops.pad(x, ((0, 0), (0, missing), *((0, 0) for _ in x.shape[2:])))
+    return ops.pad(x, ((0, missing), *((0, 0) for _ in x.shape[1:])))
 
 
 def _cut(x: Any, tiling: _Tiling) -> Any:
-    """(block, pixel, filter) to (tile, [block,] pixel of a tile, filter), see _Tiling.lead."""
-    shape = (tiling.num_tiles, *tiling.lead, tiling.size, x.shape[-1])
-    return ops.reshape(_fill(x, tiling), shape)
+    """(pixel, filter) to (tile, pixel of a tile, filter)."""
+    return ops.reshape(_fill(x, tiling), (tiling.num_tiles, tiling.size, x.shape[-1]))

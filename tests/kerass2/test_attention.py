@@ -1,4 +1,4 @@
-"""The tiled form of the attention against float64 numpy and against the direct form."""
+"""The forms of the attention against float64 numpy and against the direct form."""
 
 from __future__ import annotations
 
@@ -116,11 +116,12 @@ def test_all_forms_agree(
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 0.1 * scale))
 
 
+@pytest.mark.parametrize("form", [attention.grouped, tiled_attention.attend])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_gradients_of_both_forms(tiled: None, dtype: str) -> None:
+def test_gradients_of_all_forms(tiled: None, dtype: str, form: Callable[..., Any]) -> None:
     """Without that of the bias of f, which is noise, see above."""
     x, weights, above = data(12, 11, **WIDE)
-    out, found = gradients(tiled_attention.attend, x, weights, above, None, dtype)
+    out, found = gradients(form, x, weights, above, None, dtype)
     expected_out, expected = gradients(attention.direct, x, weights, above, None, dtype)
     check_close(out, expected_out, TOLERANCE[dtype])
     _, exact = gradients(attention.direct, x, weights, above, None, "float32")
@@ -132,10 +133,11 @@ def test_gradients_of_both_forms(tiled: None, dtype: str) -> None:
         assert ours < max(TOLERANCE[dtype], 1.5 * direct), (number, ours, direct)
 
 
-def test_gradients_by_differences(tiled: None) -> None:
+@pytest.mark.parametrize("form", [attention.grouped, tiled_attention.attend])
+def test_gradients_by_differences(tiled: None, form: Callable[..., Any]) -> None:
     """Along random directions, against the float64 formula."""
     x, weights, above = data(5, 6, size=1)
-    _, found = gradients(tiled_attention.attend, x, weights, above, 4, "float32")
+    _, found = gradients(form, x, weights, above, 4, "float32")
     rng, step = np.random.default_rng(9), 1e-5
     for _ in range(5):
         move = [rng.normal(size=np.shape(value)) for value in (x, 0.7, *weights)]
@@ -149,11 +151,8 @@ def test_gradients_by_differences(tiled: None) -> None:
         assert along == pytest.approx(slope, rel=1e-4)
 
 
-@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("limit", [0, 20 * 20 * 2 * 4])
-def test_form_is_chosen_at_run_time(
-    monkeypatch: pytest.MonkeyPatch, limit: int, training: bool
-) -> None:
+def test_form_is_chosen_at_run_time(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """In a graph whose height and width are unknown; the larger size is above all limits."""
     monkeypatch.setattr(tiled_attention, "TILE", 20)
     monkeypatch.setattr(attention, "PATCHES_BYTES", limit)
@@ -165,7 +164,7 @@ def test_form_is_chosen_at_run_time(
     def step(x: Any, above: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)
-            loss = tf.reduce_sum(layer(x, training=training) * above)
+            loss = tf.reduce_sum(layer(x) * above)
         return tape.gradient(loss, [x, *(w.value for w in layer.trainable_variables)])
 
     infer = tf.function(layer, input_signature=[tf.TensorSpec((None, None, None, FILTERS))])
@@ -183,33 +182,36 @@ def test_form_is_chosen_at_run_time(
 
 
 @pytest.mark.parametrize(
-    ("shape", "block", "training", "expected"),
+    ("shape", "block", "processors", "expected"),
     [
-        ((256, 32, 32), None, True, "direct"),
-        ((257, 32, 32), None, True, "tiled"),
+        ((64, 32, 32), None, True, "grouped"),
+        ((64, 18, 18), None, True, "direct"),
+        ((256, 32, 32), None, False, "direct"),
         ((257, 32, 32), None, False, "grouped"),
-        ((1, 48, 48), None, True, "direct"),
+        ((1, 48, 48), None, True, "grouped"),
+        ((1, 48, 48), None, False, "direct"),
         ((1, 49, 48), None, True, "tiled"),
         ((1, 49, 48), None, False, "tiled"),
-        ((1, 96, 96), 48, False, "grouped"),
-        ((1, 96, 96), 32, True, "direct"),
-        ((1, 512, 512), 32, True, "tiled"),
+        ((1, 96, 96), 32, False, "direct"),
         ((1, 512, 512), 32, False, "grouped"),
+        ((1, 512, 512), 32, True, "grouped"),
+        ((1, 512, 512), 8, True, "direct"),
     ],
 )
 def test_which_form_is_taken(
     monkeypatch: pytest.MonkeyPatch,
     shape: tuple[int, int, int],
     block: int | None,
-    training: bool,
+    processors: bool,
     expected: str,
 ) -> None:
-    """Tiles of 48 px; 1 GiB of maps where examples are blocks, 64 MiB else."""
+    """Tiles of 48 px; where nothing else is faster 1 GiB of maps of examples, 64 MiB of blocks."""
+    monkeypatch.setattr(attention, "_is_on_processors", lambda: processors)
     monkeypatch.setattr(attention, "direct", lambda *rest: "direct")
     monkeypatch.setattr(attention, "grouped", lambda *rest: "grouped")
     monkeypatch.setattr(tiled_attention, "attend", lambda *rest: "tiled")
     x = np.zeros((*shape, 1), np.float32)
-    found = attention.attend(x, 0.0, [], blocks.divide(x, block), "float32", training)
+    found = attention.attend(x, 0.0, [], blocks.divide(x, block), "float32")
     assert found == expected
 
 
@@ -286,9 +288,12 @@ def test_memory_grows_with_the_pixels() -> None:
 OTHER_BACKEND = """
 import sys, keras, numpy as np
 from kerass2.models import attention, blocks, tiled_attention
-_, path, dtype, backend = sys.argv
+_, path, dtype, form, backend = sys.argv
 assert keras.backend.backend() == backend
-tiled_attention.TILE = 10
+if form == "tiled":
+    tiled_attention.TILE = 10
+if form == "grouped":
+    attention.PATCHES_BYTES = attention.RASTER_BYTES = 0
 with np.load(path) as file:
     values = [file[f"v{i}"] for i in range(8)]
     above, expected = file["above"], [file[f"g{i}"] for i in range(8)]
@@ -322,10 +327,11 @@ for number, (a, b, limit) in enumerate(pairs):
 @pytest.mark.backends
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("form", ["direct", "grouped", "tiled"])
 def test_other_backends_agree(
-    tmp_path: pathlib.Path, backend: str, dtype: str, run_on_backend: Callable[..., None]
+    tmp_path: pathlib.Path, backend: str, dtype: str, form: str, run_on_backend: Callable[..., None]
 ) -> None:
-    """In bfloat16 as in test_gradients_of_both_forms: the direct form's own errors count."""
+    """In bfloat16 as in test_gradients_of_all_forms: the direct form's own errors count."""
     x, weights, above = data(12, 11, **(WIDE if dtype == "bfloat16" else {}))
     out, found = gradients(attention.direct, x, weights, above, 9, "float32")
     low, lows = gradients(attention.direct, x, weights, above, 9, dtype)
@@ -337,4 +343,4 @@ def test_other_backends_agree(
     arrays = {f"v{i}": value for i, value in enumerate((x, np.float32(0.7), *weights))}
     arrays.update({f"g{i}": np.asarray(value) for i, value in enumerate(found)})
     np.savez(tmp_path / "data.npz", above=above, out=out, limits=limits, **arrays)
-    run_on_backend(backend, OTHER_BACKEND, tmp_path / "data.npz", dtype)
+    run_on_backend(backend, OTHER_BACKEND, tmp_path / "data.npz", dtype, form)
