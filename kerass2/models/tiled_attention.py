@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 from keras import ops
 
 from kerass2.models import blocks
@@ -209,10 +210,19 @@ def project(x: Any, weights: Sequence[Any], dtype: str) -> tuple[Any, Any, Any]:
     """Keys and queries (..., pixel, key filter) float32 and values (..., pixel, filter)."""
     x = ops.cast(x, dtype)
     keys, queries, values = (
-        ops.matmul(x, ops.cast(kernel, dtype)) + ops.cast(bias, dtype)
+        _multiply(x, ops.cast(kernel, dtype)) + ops.cast(bias, dtype)
         for kernel, bias in zip(weights[::2], weights[1::2], strict=True)
     )
     return ops.cast(keys, "float32"), ops.cast(queries, "float32"), values
+
+
+def _multiply(x: Any, kernel: Any) -> Any:
+    """Their product, in their type."""
+    if keras.backend.backend() != "jax":
+        return ops.matmul(x, kernel)
+    # JAX 0.4.30 compiles a wrong gradient of a bfloat16 kernel for processors, where a factor lies
+    # column by column (openxla/xla#15776); of the same numbers in float32 it is right.
+    return ops.cast(ops.matmul(*(ops.cast(each, "float32") for each in (x, kernel))), x.dtype)
 
 
 def with_presence(queries: Any, keys: Any, inside: Any) -> tuple[Any, Any]:
