@@ -87,8 +87,7 @@ def softmax(case: dict[str, Any]) -> dict[str, Any]:
     maps = tf.matmul(queries[:MAPS], keys[:MAPS], transpose_b=True)
 
     def attend(number: Any) -> Any:
-        taken = (x[number : number + 1] for x in (keys, queries, values))
-        return attention._mix(*taken)
+        return attention._mix(keys[number], queries[number], values[number])[None]
 
     def exponentials(number: Any) -> Any:
         shares = tf.nn.softmax(maps[number % MAPS][None])

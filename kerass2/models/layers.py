@@ -212,13 +212,15 @@ class SelfAttention(keras.layers.Layer):
             setattr(self, name, dense)
         self.gamma = self.add_weight(shape=(), initializer="zeros", name="gamma", autocast=False)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         """(batch, y, x, filter) in and out, in the type of the input."""
         weights = [w for dense in (self.f, self.g, self.h) for w in (dense.kernel, dense.bias)]
         grid = blocks.divide(inputs, self.block)
-        return attention.attend(inputs, self.gamma, weights, grid, self.compute_dtype, self.plain)
+        return attention.attend(
+            inputs, self.gamma, weights, grid, self.compute_dtype, bool(training), self.plain
+        )
 
-    def compute_output_spec(self, inputs: Any) -> Any:
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         """Shape and type of the input."""
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 

@@ -218,11 +218,15 @@ def project(x: Any, weights: Sequence[Any], dtype: str) -> tuple[Any, Any, Any]:
 
 def _multiply(x: Any, kernel: Any) -> Any:
     """Their product, in their type."""
-    if keras.backend.backend() != "jax":
-        return ops.matmul(x, kernel)
-    # JAX 0.4.30 compiles a wrong gradient of a bfloat16 kernel for processors, where a factor lies
-    # column by column (openxla/xla#15776); of the same numbers in float32 it is right.
-    return ops.cast(ops.matmul(*(ops.cast(each, "float32") for each in (x, kernel))), x.dtype)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if jax.default_backend() == "cpu":
+            # JAX 0.4.30 compiles a wrong gradient of a bfloat16 kernel, where a factor lies column
+            # by column (openxla/xla#15776); of the same numbers in float32 it is right.
+            found = ops.matmul(*(ops.cast(each, "float32") for each in (x, kernel)))
+            return ops.cast(found, x.dtype)
+    return ops.matmul(x, kernel)
 
 
 def with_presence(queries: Any, keys: Any, inside: Any) -> tuple[Any, Any]:

@@ -94,12 +94,12 @@ def test_training(here: None, tmp_path: pathlib.Path) -> None:
 
 
 def test_memory(here: None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four patches of 48 px have maps of 85 MB: the direct form's, which so few may have."""
+    """Four patches of 48 px have maps of 85 MB, several of which the direct form holds (300 MB)."""
     monkeypatch.setattr(superres, "LARGE_BATCH", 4)
     arguments = ("--part", "memory", "--precision", "float32", "--large", "48")
     lines, text = call(tmp_path / "superres.jsonl", *arguments)
     extra, *ratios, whole, parts = lines
-    assert 81 < extra["extra_mib"] < 1000
+    assert 20 < extra["extra_mib"] < 250
     assert [line["patch"] for line in ratios] == [16, 48]
     assert all(line["ratio"]["median"] > 0 for line in ratios)
     assert (whole["parts"], parts["parts"]) == (1, 4)

@@ -151,8 +151,11 @@ def test_gradients_by_differences(tiled: None, form: Callable[..., Any]) -> None
         assert along == pytest.approx(slope, rel=1e-4)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("limit", [0, 20 * 20 * 2 * 4])
-def test_form_is_chosen_at_run_time(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+def test_form_is_chosen_at_run_time(
+    monkeypatch: pytest.MonkeyPatch, limit: int, training: bool
+) -> None:
     """In a graph whose height and width are unknown; the larger size is above all limits."""
     monkeypatch.setattr(tiled_attention, "TILE", 20)
     monkeypatch.setattr(attention, "PATCHES_BYTES", limit)
@@ -164,7 +167,7 @@ def test_form_is_chosen_at_run_time(monkeypatch: pytest.MonkeyPatch, limit: int)
     def step(x: Any, above: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)
-            loss = tf.reduce_sum(layer(x) * above)
+            loss = tf.reduce_sum(layer(x, training=training) * above)
         return tape.gradient(loss, [x, *(w.value for w in layer.trainable_variables)])
 
     infer = tf.function(layer, input_signature=[tf.TensorSpec((None, None, None, FILTERS))])
@@ -213,6 +216,30 @@ def test_which_form_is_taken(
     x = np.zeros((*shape, 1), np.float32)
     found = attention.attend(x, 0.0, [], blocks.divide(x, block), "float32")
     assert found == expected
+
+
+def test_training_alone_has_a_gradient_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorFlow never drops one: a long process that predicts would keep every graph."""
+    monkeypatch.setattr(attention, "grouped", lambda *rest: "training")
+    monkeypatch.setattr(attention, "grouped_without_gradient", lambda *rest: "prediction")
+    x = np.zeros((2, 32, 32, 1), np.float32)
+    for training in (True, False):
+        found = attention.attend(x, 0.0, [], blocks.divide(x, None), "float32", training)
+        assert found == ("training" if training else "prediction")
+
+
+def test_groups_under_xla(tiled: None) -> None:
+    """What `run.xla` compiles: groups of one block, in loops."""
+    x, weights, above = data(8, 4)
+    step = tf.function(
+        lambda: gradients(attention.grouped, x, weights, above, 2, "float32"), jit_compile=True
+    )
+    out, found = step()
+    expected_out, expected = gradients(attention.direct, x, weights, above, 2, "float32")
+    check_close(out, expected_out, 1e-5)
+    for number, (a, b) in enumerate(zip(found, expected, strict=True)):
+        if number != 3:
+            check_close(a, b, 1e-4)
 
 
 def test_in_a_strategy(tiled: None) -> None:
@@ -292,7 +319,8 @@ _, path, dtype, form, backend = sys.argv
 assert keras.backend.backend() == backend
 if form == "tiled":
     tiled_attention.TILE = 10
-if form == "grouped":
+if form == "grouped":  # a block of 81 px after the other
+    tiled_attention.TILE = 100
     attention.PATCHES_BYTES = attention.RASTER_BYTES = 0
 with np.load(path) as file:
     values = [file[f"v{i}"] for i in range(8)]
