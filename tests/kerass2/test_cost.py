@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from kerass2 import config, models
 from kerass2.models import __main__ as command
-from kerass2.models import cost
+from kerass2.models import attention, cost
 
 COMMAND = [sys.executable, "-m", "kerass2.models"]
 
@@ -54,7 +54,11 @@ def operations_of_graph(model: Any, size: int) -> dict[str, int]:
         ("bicubic", {}, 12),
     ],
 )
-def test_operations_are_those_of_the_graph(name: str, options: dict[str, Any], size: int) -> None:
+def test_operations_are_those_of_the_graph(
+    monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any], size: int
+) -> None:
+    """All maps at once: of a loop a graph does not say how often it runs."""
+    monkeypatch.setattr(attention, "_is_on_processors", lambda: False)
     model = models.build(name, **options)
     found, graph = cost.count(model), operations_of_graph(model, size)
     assert found.of_patch(size) == sum(graph.values())

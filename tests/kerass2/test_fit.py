@@ -227,7 +227,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(run_lightly, prepared, tmp_pa
         strategy,
         *explode,
         "--set",
-        "optimizer.learning_rate=1e4",
+        "optimizer.learning_rate=1e3",
     )
     assert result.returncode == 1, result.stderr
     assert re.search(r"error: the (loss|gradient norm) is", result.stderr.splitlines()[-1])
