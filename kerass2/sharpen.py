@@ -162,7 +162,7 @@ def make_regions(
 ) -> Iterator[tuple[Window, NDArray[np.uint16]]]:
     """Regions and their DN (band, y, x), top to bottom.
 
-    Threads of their own read the next row of regions, bring the next region's pixels into form and
+    Threads of their own read a row of regions ahead, bring the next region's pixels into form and
     call the networks, while the caller works on the DN of the one before. Memory holds the chunks
     that two rows of regions see, one window, and pixels of three regions.
 

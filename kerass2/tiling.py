@@ -6,6 +6,7 @@ what it needs. Beyond the granule's edges pixels are mirrored.
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -242,38 +243,53 @@ class Rows:
         self._cube = cube.data[:, :, slice(*columns)]
         chunks = getattr(self._cube, "chunks", None)
         self._lazy = chunks is not None
-        edges = [0, cube.shape[1]] if chunks is None else np.cumsum([0, *chunks[-2]]).tolist()
-        self._edges: list[int] = edges
-        self._held: dict[int, tuple[int, NDArray[np.uint16]]] = {}
+        self._edges, self._ends = (
+            [0, *np.cumsum(sizes).tolist()]
+            for sizes in (self._cube.shape[1:] if chunks is None else chunks)[-2:]
+        )
+        self._held: dict[int, tuple[int, NDArray[np.uint16], int]] = {}
 
-    def read(self, start: int, stop: int) -> dict[int, NDArray[np.uint16]]:
-        """First row -> (band, rows, columns) of what is held: rows start to stop and more."""
+    def read(
+        self, start: int, stop: int, right: int | None = None
+    ) -> dict[int, NDArray[np.uint16]]:
+        """First row -> (band, rows, columns) of what is held: rows start to stop and more.
+
+        Columns from `right` on, where it is given, may hold anything: they are read, into the same
+        arrays, once they are asked for.
+        """
+        width = self._cube.shape[2]
+        wanted = width if right is None else right - self.first
+        until = min(end for end in self._ends if end >= wanted)
         held = {}
         for begin, end in itertools.pairwise(self._edges):
             if not begin < stop or not start < end:
                 continue
             # Its end tells a chunk apart: its first rows may be gone.
-            top, pixels = self._held.get(end, (end, None))
+            top, pixels, filled = self._held.get(end, (end, None, 0))
             if pixels is None or top > max(begin, start):
-                top, pixels = begin, self._read(slice(begin, end))
+                top, pixels, filled = begin, *self._open(begin, end)
             elif self._lazy and top < start and end - start < (end - begin) // 2:
                 # A copy, so that the rest is freed. Of more it would be a second one for a while:
                 # the windows before, which are worked on, have the whole.
                 top, pixels = start, pixels[:, start - top :].copy()
-            held[end] = top, pixels
+            if filled < until:
+                self._fill(pixels[:, :, filled:until], slice(top, end), slice(filled, until))
+            held[end] = top, pixels, max(filled, until)
         self._held = held
-        return dict(held.values())
+        return {top: pixels for top, pixels, _ in held.values()}
 
-    def _read(self, rows: slice) -> NDArray[np.uint16]:
+    def _open(self, begin: int, end: int) -> tuple[NDArray[np.uint16], int]:
+        """Rows, and how many of their columns are there."""
+        rows = self._cube[:, begin:end]
+        if self._lazy:
+            return np.empty(rows.shape, rows.dtype), 0
+        return np.asarray(rows), rows.shape[2]
+
+    def _fill(self, pixels: NDArray[np.uint16], rows: slice, columns: slice) -> None:
         """Chunks go where they belong one by one: dask would hold all, and join a second copy."""
-        if not self._lazy:
-            return np.asarray(self._cube[:, rows])
         import dask.array
 
-        chunks = self._cube[:, rows]
-        pixels = np.empty(chunks.shape, chunks.dtype)
-        dask.array.store(chunks, pixels, lock=False)
-        return pixels
+        dask.array.store(self._cube[:, rows, columns], pixels, lock=False)
 
 
 class Held:
@@ -321,7 +337,9 @@ def read_strips(
     regions: Sequence[Window],
     shape: tuple[int, int],
 ) -> Iterator[tuple[Window, Strips]]:
-    """Regions, top to bottom, each with the pixels that it needs; the next row is read ahead.
+    """Regions, top to bottom, each with the pixels that it needs, read as far as a row ahead.
+
+    The first is there when what it sees is read, not all of its row.
 
     Args:
         cubes: those that are read, lazy or not.
@@ -351,24 +369,28 @@ def read_strips(
     for region in regions:
         by_row.setdefault(region.y, []).append(region)
 
-    def read() -> Iterator[tuple[list[Window], Strips]]:
+    def read() -> Iterator[tuple[Window, Strips]]:
         for row in by_row.values():
-            held = {name: rows[name].read(*bounds(row, r, 0)) for name, r in ratios.items()}
-            yield row, Strips(rows, held)
+            high = {name: bounds(row, r, 0) for name, r in ratios.items()}
+            for region in row:
+                right = {name: bounds([region], r, 1)[1] for name, r in ratios.items()}
+                held = {name: rows[name].read(*high[name], right[name]) for name in ratios}
+                yield region, Strips(rows, held)
 
-    for row, strips in ahead(read()):
-        for region in row:
-            yield region, strips
+    yield from ahead(read(), max(map(len, by_row.values())))
 
 
-def ahead(items: Iterable[_Item]) -> Iterator[_Item]:
-    """The same items, each made by another thread while the one before it is worked on."""
+def ahead(items: Iterable[_Item], most: int = 1) -> Iterator[_Item]:
+    """The same items, made by another thread, up to `most` while the one before is worked on."""
     iterator, end = iter(items), object()
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
-        following = pool.submit(next, iterator, end)
-        while (item := following.result()) is not end:
-            following = pool.submit(next, iterator, end)
-            yield item  # type: ignore[misc]
+        following = collections.deque(pool.submit(next, iterator, end) for _ in range(most))
+        try:
+            while (item := following.popleft().result()) is not end:
+                following.append(pool.submit(next, iterator, end))
+                yield item  # type: ignore[misc]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def read_region(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
 
 from kerass2 import cropping, models
 from kerass2.models import blending, cost, fused
-from kerass2.models.layers import MeanShift, SelfAttention
+from kerass2.models.layers import MeanShift, ResidualSum, SelfAttention
 from tests.kerass2.window_cases import RATIOS, untrained
 
 
@@ -106,18 +108,41 @@ def test_the_second_lattice_is_counted() -> None:
     assert more == (17 * 32) ** 2 * once.attention(32)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "options", "streams", "taken"),
+    [
+        ("dsen2", {"dtype": "float32"}, [1, 1, 1, 1, 1], []),
+        # The third sum and the last are written, those in between only taken.
+        ("dsen2", {"dtype": "mixed_bfloat16"}, [3, 2], [1, 1, 2]),
+        # The attention, after the third of five, takes the stream itself, and gives another.
+        ("s2x", {"dtype": "mixed_bfloat16", "block": 4}, [3, 2], [1, 1, 2]),
+        ("s2x", {"dtype": "mixed_bfloat16", "block": 4, "attention": False}, [3, 2], [1, 1, 2]),
+    ],
+)
 def test_residual_sums_in_one_pass_give_the_same(
-    monkeypatch: pytest.MonkeyPatch, dtype: str
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    options: dict[str, Any],
+    streams: list[int],
+    taken: list[int],
 ) -> None:
+    """`streams` and `taken`: how many branches are summed in one pass, in float32 and bfloat16."""
     monkeypatch.setattr(fused, "LEAST_SIZE", 0)
-    model = untrained("dsen2", filters=8, blocks=2, dtype=dtype)
+    model = untrained(name, filters=8, blocks=5, **options)
     found = fused.fuse(model)
-    kinds = [type(layer).__name__ for layer in found.layers]
-    assert kinds.count("OnePassSum") == 2 and "ResidualSum" not in kinds
+    assert not any(type(layer) is ResidualSum for layer in found.layers)
+    sums = [layer for layer in found.layers if type(layer) is fused.OnePassSum]
+    for out, expected in (("float32", streams), ("bfloat16", taken)):
+        assert sorted(len(s.input) - 1 for s in sums if s.out == out) == sorted(expected)
     assert {id(w) for w in found.weights} == {id(w) for w in model.weights}
     rng = np.random.default_rng(0)
     sizes = {"gsd10": (2, 24, 24, 4), "gsd20": (2, 12, 12, 6)}
     given = {name: rng.random(size, "f4") for name, size in sizes.items()}
-    pairs = (np.asarray(m(given)["superres_20m"]) for m in (found, model))
-    np.testing.assert_allclose(*pairs, atol=2e-6 if dtype == "float32" else 1e-3)
+    tolerance = 2e-6 if options["dtype"] == "float32" else 3e-3
+    fused_, before = (np.asarray(m(given)["superres_20m"]) for m in (found, model))
+    np.testing.assert_allclose(fused_, before, atol=tolerance)
+    second = [layer for layer in model.layers if type(layer) is ResidualSum][1]
+    monkeypatch.setattr(second, "scale", 0.3)
+    fused_, after = (np.asarray(m(given)["superres_20m"]) for m in (fused.fuse(model), model))
+    np.testing.assert_allclose(fused_, after, atol=tolerance)
+    assert np.abs(after - before).max() > 10 * tolerance

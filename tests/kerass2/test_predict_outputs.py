@@ -590,7 +590,7 @@ def test_reading_computing_and_writing_overlap(
 
         monkeypatch.setattr(owner, name, stage)
 
-    watch(tiling.Rows, "read", "", lambda _, start, stop: start)
+    watch(tiling.Rows, "read", "", lambda _, start, stop, right: (start, right))
     watch(sharpen, "_prepare", "read", lambda plan, cubes, strips, region: region)
     watch(sharpen, "_compute", "_prepare", lambda plan, work: work.region)
     watch(sharpen, "finish_region", "_compute", lambda plan, cubes, work: work.region)

@@ -6,6 +6,7 @@ import collections
 import functools
 import gc
 import math
+import threading
 import weakref
 
 import dask.array
@@ -20,6 +21,7 @@ from data_pipelines.granule import build_cube
 from data_pipelines.spec import DataError
 from data_pipelines.windows import Window
 from kerass2 import models, networks, tiling
+from kerass2.models import fused
 
 RATIOS = {"gsd10": 1, "gsd20": 2}
 RATIOS_60 = {"gsd10": 1, "gsd20": 2, "gsd60": 6}
@@ -167,6 +169,27 @@ def test_chunks_of_a_lazy_cube_are_read_once(chunk: tuple[int, int], roi: Window
         assert len(read) < blocks, "only what the ROI needs"
 
 
+def test_the_first_region_does_not_wait_for_the_rest_of_its_row() -> None:
+    pixels, begun = np.arange(48 * 96, dtype=np.uint16).reshape(1, 48, 96), threading.Event()
+
+    def block(block_info: dict) -> np.ndarray:
+        (_, _), (y, y_stop), (x, x_stop) = block_info[None]["array-location"]
+        assert x == 0 or begun.wait(60), "the first region was not given"
+        return pixels[:, y:y_stop, x:x_stop]
+
+    lazy = dask.array.map_blocks(
+        block,
+        chunks=((1,), (48,), (24,) * 4),
+        dtype=np.uint16,
+        meta=np.empty((0, 0, 0), np.uint16),
+    )
+    regions = tiling.list_regions(Window(0, 0, 48, 96), 12)
+    cubes = {"gsd10": build_cube(lazy, ("B02",), 10)}
+    for region, strips in tiling.read_strips(cubes, [], regions, (48, 96)):
+        begun.set()
+        np.testing.assert_array_equal(strips.cut("gsd10", region), pixels[:, *region.slices])
+
+
 def test_what_is_left_of_a_chunk_is_cut_off() -> None:
     pixels = np.arange(480 * 6, dtype=np.uint16).reshape(1, 480, 6)
     lazy = dask.array.from_array(pixels, chunks=(1, 96, 6))
@@ -192,8 +215,26 @@ def test_what_comes_ahead_stays_in_order_and_errors_come_through() -> None:
     seen = []
     with pytest.raises(DataError, match="damaged"):
         seen.extend(tiling.ahead(items()))
-    assert list(tiling.ahead(range(4))) == [0, 1, 2, 3]
-    assert list(tiling.ahead([])) == []
+    for most in (1, 3, 9):
+        assert list(tiling.ahead(range(4), most)) == [0, 1, 2, 3]
+        assert list(tiling.ahead([], most)) == []
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_no_more_is_made_than_is_asked_for(most: int) -> None:
+    made: list[int] = []
+
+    def items():
+        for number in range(20):
+            made.append(number)
+            yield number
+
+    coming = tiling.ahead(items(), most)
+    for number in coming:
+        assert len(made) <= number + 1 + most
+        if number == 5:
+            coming.close()
+    assert len(made) <= 6 + most
 
 
 @pytest.mark.parametrize(
@@ -217,18 +258,24 @@ def test_cubes_that_do_not_nest(change: object, message: str) -> None:
         tiling.granule_shape(cubes, RATIOS)
 
 
-def test_many_sizes_of_windows_bring_no_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["bilinear", "dsen2"])
+def test_many_sizes_of_windows_bring_no_warnings(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     said: list[object] = []
     monkeypatch.setattr(tf.get_logger(), "handle", said.append)
-    model = models.build("bilinear")
-    predict = tiling.compile_prediction(model, sizes_known=True)
+    monkeypatch.setattr(fused, "LEAST_SIZE", 0)
+    options = {"filters": 4, "blocks": 3, "dtype": "mixed_bfloat16"} if name == "dsen2" else {}
+    predict = tiling.compile_prediction(fused.fuse(models.build(name, **options)), sizes_known=True)
     for size in range(4, 32, 4):
         given = {
             "gsd10": np.zeros((1, size, size, 4), np.float32),
             "gsd20": np.ones((1, size // 2, size // 2, 6), np.float32),
         }
         (made,) = predict(given).values()
-        np.testing.assert_array_equal(made, np.ones((1, size, size, 6)))
+        assert made.shape == (1, size, size, 6)
+        if name == "bilinear":
+            np.testing.assert_array_equal(made, np.ones((1, size, size, 6)))
     assert not said
 
 
