@@ -339,7 +339,8 @@ def read_strips(
 ) -> Iterator[tuple[Window, Strips]]:
     """Regions, top to bottom, each with the pixels that it needs, read as far as a row ahead.
 
-    The first is there when what it sees is read, not all of its row.
+    The first is there when what it sees is read, and what lies left of that, not all of its row. A
+    region's Strips are for it alone: what lies further right may not have been read.
 
     Args:
         cubes: those that are read, lazy or not.
@@ -377,7 +378,9 @@ def read_strips(
                 held = {name: rows[name].read(*high[name], right[name]) for name in ratios}
                 yield region, Strips(rows, held)
 
-    yield from ahead(read(), max(map(len, by_row.values())))
+    # No more than a row. The first and last may be parts of one, and any where some are left out.
+    lengths = list(map(len, by_row.values()))
+    yield from ahead(read(), min(lengths[1:-1], default=max(lengths)))
 
 
 def ahead(items: Iterable[_Item], most: int = 1) -> Iterator[_Item]:

@@ -69,7 +69,7 @@ class OnePassSum(keras.layers.Layer):
         self.out = out
 
     def call(self, stream: Any, *branches: Any) -> Any:
-        """Tensors of one shape, and another of it."""
+        """All of one shape, which that of the sum is, too."""
         return one_pass(_scaled_sum(self.scale, self.out), stream, *branches)
 
     def compute_output_spec(self, stream: Any, *branches: Any) -> Any:
@@ -80,9 +80,9 @@ class OnePassSum(keras.layers.Layer):
 def fuse(model: keras.Model) -> keras.Model:
     """The model with its residual sums in one pass each; other layers and weights are shared.
 
-    What a convolution in bfloat16 takes of the float32 stream is summed in that type at once, from
-    where the stream was last written and the branches since: the stream is written every TOGETHER
-    sums only.
+    Under TensorFlow a convolution in bfloat16 then takes what one pass gives in that type: summed
+    in float32, from the stream as it was last written and the branches since. The stream itself is
+    written every TOGETHER sums only.
     """
     from kerass2.models.layers import ResidualSum
 

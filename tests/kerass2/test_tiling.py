@@ -190,6 +190,32 @@ def test_the_first_region_does_not_wait_for_the_rest_of_its_row() -> None:
         np.testing.assert_array_equal(strips.cut("gsd10", region), pixels[:, *region.slices])
 
 
+def test_a_row_is_read_ahead_and_no_more() -> None:
+    pixels = np.arange(96 * 48, dtype=np.uint16).reshape(1, 96, 48)
+    begun, changed = set[int](), threading.Condition()
+
+    def block(block_info: dict) -> np.ndarray:
+        (_, _), (y, y_stop), (x, x_stop) = block_info[None]["array-location"]
+        with changed:
+            begun.add(y)
+            changed.notify_all()
+        return pixels[:, y:y_stop, x:x_stop]
+
+    lazy = dask.array.map_blocks(
+        block,
+        chunks=((1,), (24,) * 4, (24,) * 2),
+        dtype=np.uint16,
+        meta=np.empty((0, 0, 0), np.uint16),
+    )
+    regions = tiling.list_regions(Window(0, 0, 96, 48), 24)
+    cubes = {"gsd10": build_cube(lazy, ("B02",), 10)}
+    for region, _ in tiling.read_strips(cubes, [], regions, (96, 48)):
+        following = region.y + 24
+        with changed:
+            assert changed.wait_for(lambda y=following: y in begun or y == 96, timeout=60)
+            assert not changed.wait_for(lambda y=following: max(begun) > y, timeout=0.2)
+
+
 def test_what_is_left_of_a_chunk_is_cut_off() -> None:
     pixels = np.arange(480 * 6, dtype=np.uint16).reshape(1, 480, 6)
     lazy = dask.array.from_array(pixels, chunks=(1, 96, 6))
@@ -229,12 +255,26 @@ def test_no_more_is_made_than_is_asked_for(most: int) -> None:
             made.append(number)
             yield number
 
-    coming = tiling.ahead(items(), most)
-    for number in coming:
+    for number in tiling.ahead(items(), most):
         assert len(made) <= number + 1 + most
-        if number == 5:
-            coming.close()
-    assert len(made) <= 6 + most
+
+
+def test_what_is_not_wanted_any_more_is_not_made() -> None:
+    made, closing = [], threading.Event()
+
+    def items():
+        for number in range(20):
+            made.append(number)
+            assert number != 1 or closing.wait(60)
+            yield number
+
+    coming = tiling.ahead(items(), 9)
+    assert next(coming) == 0
+    timer = threading.Timer(2, closing.set)  # by then the others are cancelled
+    timer.start()
+    coming.close()
+    timer.join()
+    assert made == [0, 1]
 
 
 @pytest.mark.parametrize(
