@@ -3,7 +3,7 @@
 f, g and h are 1 x 1 convolutions of x. The direct form holds a (pixels x pixels) map for each
 block, 4.2 MB in float32 for 32 x 32 pixels, 340 MB for 96 x 96. The grouped form computes a few
 maps at a time, forward and backward, the tiled form parts of one. All give the same values and
-gradients.
+gradients. On processors the grouped form keeps bfloat16 maps for the backward pass, if they fit.
 
 Scores and softmax are float32 and products with h of the layer's type: an exponential of a bfloat16
 number is off by several percent.
@@ -17,7 +17,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerass2.models import blocks, loops, tiled_attention
+from kerass2.models import blocks, fused, loops, tiled_attention
 
 # Maps of all blocks together [bytes] up to which the direct form is taken, where it is the fastest:
 # where each example is one block (256 patches of 32 px), and on rasters of many blocks.
@@ -28,6 +28,10 @@ RASTER_BYTES = 2**26
 # one core, take 0.7 of the time of one after the other, each by both. A training step takes 0.93
 # (float32) and 0.88 (bfloat16) of the direct form's time, and a fifth of its memory.
 GROUP = 1024
+# Maps of all blocks together [bytes] up to which a training step in bfloat16 keeps them on
+# processors: 128 patches of 32 px. Computing them again takes a quarter longer; in float32, where
+# they are twice as large, keeping them takes longer.
+KEPT_BYTES = 2**28
 AT_ONCE = 4
 AT_ONCE_BACKWARD = 2
 
@@ -161,8 +165,12 @@ def _mix_forward(keys: Any, queries: Any, values: Any) -> Any:
 
 @ops.custom_gradient
 def _mix_groups(keys: Any, queries: Any, values: Any) -> Any:
-    """_mix_forward, whose backward pass computes each group's maps again."""
-    out = _mix_forward(keys, queries, values)
+    """_mix_forward, whose backward pass computes each group's maps again, or finds them kept."""
+    kept = None
+    if _are_maps_kept(values):
+        out, kept = _mix_and_keep(keys, queries, values)
+    else:
+        out = _mix_forward(keys, queries, values)
     count, pixels, _ = ops.shape(values)
     group = 1 if _parts(pixels) > 1 else _group_size(count, pixels)
 
@@ -174,7 +182,8 @@ def _mix_groups(keys: Any, queries: Any, values: Any) -> Any:
         like = tuple(ops.zeros(ops.shape(x)[1:], x.dtype) for x in given[:3])
 
         def one_group(first: Any) -> tuple[Any, ...]:
-            found = _mix_back(*(_take(x, first, group) for x in given))
+            parts = [_take(x, first, group) for x in given]
+            found = _mix_back(kept(first) if kept else _shares(*parts[:2]), *parts)
             pairs = zip(found, like, strict=True)
             return tuple(ops.reshape(x, (group, *ops.shape(row))) for x, row in pairs)
 
@@ -182,6 +191,28 @@ def _mix_groups(keys: Any, queries: Any, values: Any) -> Any:
 
     # Another tensor than the one that `backward` keeps: under torch that would be kept for ever.
     return out[:], backward
+
+
+def _are_maps_kept(values: Any) -> bool:
+    """Whether maps are kept for the backward pass: one is a group, and all fit."""
+    count, pixels, _ = ops.shape(values)
+    if keras.backend.standardize_dtype(values.dtype) != "bfloat16" or not _is_on_processors():
+        return False
+    if not (isinstance(count, int) and isinstance(pixels, int)):
+        return False
+    alone = _parts(pixels) == 1 and _group_size(count, pixels) == 1
+    return alone and count * pixels**2 * 2 <= KEPT_BYTES
+
+
+def _mix_and_keep(keys: Any, queries: Any, values: Any) -> tuple[Any, Any]:
+    """_mix_forward, and a function from a block's number to its map, in the type of the values."""
+
+    def one_block(number: Any) -> tuple[Any, Any]:
+        shares = _shares(_take(keys, number, 1), _take(queries, number, 1))
+        shares = ops.cast(shares, values.dtype)
+        return ops.matmul(shares, _take(values, number, 1)), shares
+
+    return loops.each_kept(one_block, values.shape[0], values.dtype, AT_ONCE)
 
 
 def _take(x: Any, first: Any, group: Any, start: Any = 0, size: Any = None) -> Any:
@@ -229,20 +260,36 @@ def _shares(keys: Any, queries: Any) -> Any:
 
 
 def _mix_back(
-    keys: Any, queries: Any, values: Any, upstream: Any, dots: Any
+    shares: Any, keys: Any, queries: Any, values: Any, upstream: Any, dots: Any
 ) -> tuple[Any, Any, Any]:
-    """Gradients of _mix's arguments from that of its result.
+    """Gradients of _mix's arguments from that of its result, those of keys and queries float32.
 
     Args:
+        shares: ([block,] query, key), float32, or in the type of the values where it was kept. The
+            gradient of the scores is of its type, too.
         keys: as in _mix.
         queries: likewise.
         values: likewise.
         upstream: gradient of the result, of its shape and type.
         dots: ([block,] query, 1) float32, the result times its gradient.
     """
-    shares = _shares(keys, queries)
+    dtype = keras.backend.standardize_dtype(shares.dtype)
+    of_shares = ops.matmul(upstream, ops.swapaxes(values, -1, -2))
+    # On bfloat16 numbers TensorFlow makes four slow passes of it.
+    in_pass = fused.one_pass if dtype == "bfloat16" else _call
+    of_scores = in_pass(_of_scores, shares, of_shares, dots)
+    of_keys = ops.matmul(ops.swapaxes(of_scores, -1, -2), ops.cast(queries, dtype))
+    of_queries = ops.matmul(of_scores, ops.cast(keys, dtype))
     across = ops.swapaxes(ops.cast(shares, values.dtype), -1, -2)
-    of_shares = ops.cast(ops.matmul(upstream, ops.swapaxes(values, -1, -2)), "float32")
-    of_scores = shares * (of_shares - dots)
-    of_keys = ops.matmul(ops.swapaxes(of_scores, -1, -2), queries)
-    return of_keys, ops.matmul(of_scores, keys), ops.matmul(across, upstream)
+    of_keys, of_queries = (ops.cast(x, "float32") for x in (of_keys, of_queries))
+    return of_keys, of_queries, ops.matmul(across, upstream)
+
+
+def _of_scores(shares: Any, of_shares: Any, dots: Any) -> Any:
+    """Gradient of the scores, computed in float32, in the type of the shares."""
+    difference = ops.cast(of_shares, "float32") - dots
+    return ops.cast(ops.cast(shares, "float32") * difference, shares.dtype)
+
+
+def _call(function: Any, *args: Any) -> Any:
+    return function(*args)

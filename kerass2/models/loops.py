@@ -43,6 +43,24 @@ def each(
     return fold(step, num_groups, start)
 
 
+def each_kept(compute: Any, count: Any, dtype: str, at_once: int) -> tuple[Any, Any]:
+    """Rows 0 to count - 1 of a tensor, and what belongs to each, which is not joined. TensorFlow's.
+
+    Args:
+        compute: from a row's number to the row, and to another tensor of the same type.
+        count: number of rows.
+        dtype: of both.
+        at_once: rows that may be computed at the same time.
+
+    Returns:
+        A tensor of `count` rows, and a function from a row's number to the other tensor.
+    """
+    _, (rows, others) = _scan_in_arrays(
+        lambda number: ((), compute(number)), count, (), [dtype] * 2, at_once
+    )
+    return rows.stack(), others.read
+
+
 def _each_in_arrays(
     compute: Any, count: Any, group: Any, like: tuple[Any, ...], at_once: int
 ) -> tuple[Any, ...]:
@@ -56,11 +74,11 @@ def _each_in_arrays(
     def step(number: Any) -> tuple[Any, ...]:
         return (), compute(tf.minimum(number * group, count - group))
 
-    _, stacked = _scan_in_arrays(step, num_groups, (), [x.dtype for x in like], at_once)
+    _, arrays = _scan_in_arrays(step, num_groups, (), [x.dtype for x in like], at_once)
     surplus, before = num_groups * group - count, (num_groups - 1) * group
     whole = []
-    for rows, row in zip(stacked, like, strict=True):
-        rows = tf.reshape(rows, (num_groups * group, *ops.shape(row)))
+    for array, row in zip(arrays, like, strict=True):
+        rows = tf.reshape(array.stack(), (num_groups * group, *ops.shape(row)))
         if not (isinstance(surplus, int) and surplus == 0):
             rows = tf.concat([rows[:before], rows[before + surplus :]], axis=0)
         whole.append(tf.reshape(rows, (count, *ops.shape(row))))
@@ -87,7 +105,7 @@ def scan(step: Any, count: Any, start: Any, dtype: str) -> Any:
             value, row = step(number, value)
             return (value,), (row,)
 
-        return _scan_in_arrays(carrying, count, (start,), [dtype], at_once=1)[1][0]
+        return _scan_in_arrays(carrying, count, (start,), [dtype], at_once=1)[1][0].stack()
     _, rows = ops.scan(lambda value, number: step(number, value), start, ops.arange(count))
     return rows
 
@@ -95,8 +113,11 @@ def scan(step: Any, count: Any, start: Any, dtype: str) -> Any:
 def _scan_in_arrays(
     step: Any, count: Any, start: tuple[Any, ...], dtypes: list[Any], at_once: int
 ) -> tuple[Any, list[Any]]:
-    """The last values of `step`: (number, *values) -> (values, rows), and all rows, stacked."""
+    """The last values of `step`: (number, *values) -> (values, rows), and an array of each row."""
     import tensorflow as tf
+
+    # Not cleared: a persistent tape may ask for what was kept more than once.
+    empty = tuple(tf.TensorArray(dtype, count, clear_after_read=False) for dtype in dtypes)
 
     def body(number: Any, values: Any, arrays: Any) -> Any:
         values, rows = step(number, *values)
@@ -106,10 +127,10 @@ def _scan_in_arrays(
     _, values, arrays = tf.while_loop(
         lambda number, values, arrays: number < count,
         body,
-        (tf.constant(0), start, tuple(tf.TensorArray(dtype, count) for dtype in dtypes)),
+        (tf.constant(0), start, empty),
         parallel_iterations=at_once,
     )
-    return values, [array.stack() for array in arrays]
+    return values, list(arrays)
 
 
 def fold(step: Any, count: Any, start: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kerass2 import models
-from kerass2.models import attention, blocks, layers, tiled_attention
+from kerass2.models import attention, blocks, fused, layers, tiled_attention
 
 FILTERS, KEYS = 6, 3
 # bfloat16's errors need a width over which to average.
@@ -131,6 +131,81 @@ def test_gradients_of_all_forms(tiled: None, dtype: str, form: Callable[..., Any
         ours, direct = (np.linalg.norm(np.asarray(v) - true) / np.linalg.norm(true) for v in (a, b))
         # In bfloat16 the direct form is off too, of small gradients by more than a percent.
         assert ours < max(TOLERANCE[dtype], 1.5 * direct), (number, ours, direct)
+
+
+def count_softmaxes(batch: int, size: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often the graph of a value and its gradients computes maps."""
+    calls = []
+    softmax = attention.ops.softmax
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return softmax(*args, **kwargs)
+
+    monkeypatch.setattr(attention.ops, "softmax", counted)
+    x = np.zeros((batch, size, size, FILTERS), np.float32)
+    _, weights, _ = data(1, 1)
+    step = tf.function(
+        lambda: gradients(attention.grouped, x, weights, x, None, dtype), autograph=False
+    )
+    step.get_concrete_function()
+    return len(calls)
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "dtype", "expected"),
+    [
+        (128, 32, "bfloat16", 1),
+        (129, 32, "bfloat16", 2),
+        (4, 32, "float32", 2),
+        (4, 36, "bfloat16", 2),
+        (4, 30, "bfloat16", 1),
+    ],
+)
+def test_which_maps_are_kept(
+    monkeypatch: pytest.MonkeyPatch, batch: int, size: int, dtype: str, expected: int
+) -> None:
+    """256 MiB of bfloat16 maps of whole blocks; others are computed once more for the gradients."""
+    assert count_softmaxes(batch, size, dtype, monkeypatch) == expected
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("block", [None, 20])
+def test_kept_maps_give_the_same_gradients(
+    monkeypatch: pytest.MonkeyPatch, block: int | None, compiled: bool
+) -> None:
+    """As maps computed again, block by block; blocks that the edge cuts, and under `run.xla`."""
+    monkeypatch.setattr(attention, "GROUP", 400)
+    monkeypatch.setattr(fused, "LEAST_SIZE", 0)
+    x, weights, above = data(22, 20, **WIDE)
+
+    def build(limit: int) -> Any:
+        monkeypatch.setattr(attention, "KEPT_BYTES", limit)
+        step = tf.function(
+            lambda: gradients(attention.grouped, x, weights, above, block, "bfloat16"),
+            autograph=False,
+            jit_compile=compiled,
+        )
+        step.get_concrete_function()
+        return step()
+
+    (out, found), (expected_out, expected) = build(2**28), build(0)
+    np.testing.assert_array_equal(out, expected_out)
+    for number, (a, b) in enumerate(zip(found, expected, strict=True)):
+        if number != 3:  # noise, see above
+            assert np.linalg.norm(a - b) < 1e-2 * np.linalg.norm(b), number
+
+
+def test_kept_maps_serve_a_persistent_tape_twice() -> None:
+    values = [tf.random.stateless_normal((3, 30, 30, FILTERS), (0, n)) for n in range(2)]
+    _, weights, _ = data(1, 1)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(values[0])
+        arguments = (blocks.divide(values[0], None), "bfloat16")
+        out = attention.grouped(values[0], np.float32(0.7), weights, *arguments)
+        loss = tf.reduce_sum(out * values[1])
+    first, second = (tape.gradient(loss, values[0]) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize("form", [attention.grouped, tiled_attention.attend])
