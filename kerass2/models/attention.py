@@ -26,14 +26,14 @@ RASTER_BYTES = 2**26
 # Pixels along the square that the maps of a group fill on processors (elsewhere: a tile's), and
 # groups computed at once, forward and backward: a block of 32 px each, 4 MB. Two at once, each by
 # one core, take 0.7 of the time of one after the other, each by both. A training step takes 0.93
-# (float32) and 0.88 (bfloat16) of the direct form's time, and a fifth of its memory.
+# (float32) and 0.75 (bfloat16) of the direct form's time, and a fifth and a third of its memory.
 GROUP = 1024
+AT_ONCE = 4
+AT_ONCE_BACKWARD = 2
 # Maps of all blocks together [bytes] up to which a training step in bfloat16 keeps them on
 # processors: 128 patches of 32 px. Computing them again takes a quarter longer; in float32, where
 # they are twice as large, keeping them takes longer.
 KEPT_BYTES = 2**28
-AT_ONCE = 4
-AT_ONCE_BACKWARD = 2
 
 
 def attend(
