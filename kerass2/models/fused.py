@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,29 @@ def _compiled(function: Callable[..., Any], shapes: tuple[tuple[int, ...], ...])
     """By shape, since TensorFlow warns of one function for many."""
     import tensorflow as tf
 
+    _start_xla()
     return tf.function(function, jit_compile=True, autograph=False)
+
+
+@functools.cache
+def _start_xla() -> None:
+    """Run XLA once without the four lines about itself that it then writes to standard error.
+
+    They heed no log level and do not come again; with TensorFlow's notes on they stay.
+    """
+    import tensorflow as tf
+
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") in ("0", "1"):
+        return
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        with tf.init_scope(), tf.device("/cpu:0"):
+            tf.function(lambda x: x + 1, jit_compile=True, autograph=False)(tf.constant(0.0))
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _is_known(tensor: Any) -> bool:
