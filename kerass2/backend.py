@@ -38,6 +38,15 @@ def find() -> str:
         return "tensorflow"
 
 
+def is_on_processors() -> bool:
+    """Whether TensorFlow computes, without a GPU: caches hold a map, and its loops cost little."""
+    if find() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.config.get_visible_devices("GPU")
+
+
 def import_keras() -> None:
     """Import Keras without the libraries that it takes along where they are installed.
 

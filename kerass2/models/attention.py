@@ -17,6 +17,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kerass2 import backend
 from kerass2.models import blocks, fused, loops, tiled_attention
 
 # Maps of all blocks together [bytes] up to which the direct form is taken, where it is the fastest:
@@ -82,7 +83,7 @@ def _fits(num_examples: Any, grid: blocks.BlockGrid) -> Any:
     A bool of the graph where sizes are known at run time only.
     """
     pixels = grid.block_height * grid.block_width
-    if isinstance(pixels, int) and GROUP // pixels <= 1 and _is_on_processors():
+    if isinstance(pixels, int) and GROUP // pixels <= 1 and backend.is_on_processors():
         return False
     if all(isinstance(size, int) for size in (num_examples, pixels, grid.num_blocks)):
         limit = PATCHES_BYTES if grid.num_blocks == 1 else RASTER_BYTES
@@ -91,15 +92,6 @@ def _fits(num_examples: Any, grid: blocks.BlockGrid) -> Any:
     # In float32: 32 bits do not hold the number of bytes.
     size = 4.0 * ops.cast(num_examples * grid.num_blocks, "float32")
     return size * ops.square(ops.cast(pixels, "float32")) <= limit
-
-
-def _is_on_processors() -> bool:
-    """Whether TensorFlow computes on them: their caches hold a map, and its loops cost little."""
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    return not tf.config.get_visible_devices("GPU")
 
 
 def direct(x: Any, gamma: Any, weights: Sequence[Any], grid: blocks.BlockGrid, dtype: str) -> Any:
@@ -196,7 +188,8 @@ def _mix_groups(keys: Any, queries: Any, values: Any) -> Any:
 def _are_maps_kept(values: Any) -> bool:
     """Whether maps are kept for the backward pass: one is a group, and all fit."""
     count, pixels, _ = ops.shape(values)
-    if keras.backend.standardize_dtype(values.dtype) != "bfloat16" or not _is_on_processors():
+    is_low = keras.backend.standardize_dtype(values.dtype) == "bfloat16"
+    if not (is_low and backend.is_on_processors()):
         return False
     if not (isinstance(count, int) and isinstance(pixels, int)):
         return False
@@ -235,7 +228,7 @@ def _group_size(count: Any, pixels: Any) -> Any:
 
 
 def _group_edge() -> int:
-    return GROUP if _is_on_processors() else tiled_attention.TILE
+    return GROUP if backend.is_on_processors() else tiled_attention.TILE
 
 
 def _parts(pixels: Any) -> int:

@@ -1,4 +1,4 @@
-"""Pointwise arithmetic on large tensors in one pass over memory.
+"""Pointwise arithmetic on large tensors in one pass over memory, in prediction and training steps.
 
 TensorFlow runs one operation after the other, each a pass over tensors that no cache holds: between
 two convolutions in bfloat16 that takes as long as one of them. XLA makes one pass of them. JAX does
@@ -15,6 +15,8 @@ from typing import Any
 
 import keras
 from keras import ops
+
+from kerass2 import backend
 
 # Numbers in a tensor from which on one pass is worth its compilation, a tenth of a second: 4 MB in
 # float32.
@@ -128,5 +130,84 @@ def fuse(model: keras.Model) -> keras.Model:
             if low != args[0].dtype:
                 args = (OnePassSum(scale, low, name=f"{layer.name}_taken")(*parts),)
         return layer(*args, **kwargs)
+
+    return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
+
+
+class InBoth(keras.layers.Layer):
+    """A ResidualSum's float32 stream, and the same in bfloat16; its gradient is made in one pass.
+
+    Made for training steps and never saved.
+    """
+
+    def __init__(self, scale: float = 1.0, **kwargs: Any) -> None:
+        """`scale` is that of the ResidualSum."""
+        super().__init__(**{"dtype": "float32", **kwargs, "autocast": False})
+        self.scale = scale
+
+    def call(self, stream: Any, *branch: Any) -> tuple[Any, Any]:
+        """(batch, y, x, filter) float32, and the branch to add, if any; float32 and bfloat16."""
+        return _in_both(self.scale)(stream, *branch)
+
+    def compute_output_spec(self, stream: Any, *branch: Any) -> tuple[Any, Any]:
+        """The stream's shape, twice."""
+        whole, low = (keras.KerasTensor(stream.shape, dtype=x) for x in ("float32", "bfloat16"))
+        return whole, low
+
+
+@functools.cache
+def _in_both(scale: float) -> Callable[..., tuple[Any, Any]]:
+    def add(stream: Any, branch: Any) -> tuple[Any, Any]:
+        total = _scaled_sum(scale, "float32")(stream, branch)
+        return total, ops.cast(total, "bfloat16")
+
+    def join(upstream: Any, upstream_low: Any) -> Any:
+        return upstream + ops.cast(upstream_low, "float32")
+
+    def divide(upstream: Any, upstream_low: Any) -> tuple[Any, Any]:
+        gradient = join(upstream, upstream_low)
+        return gradient, ops.cast(gradient * scale, "bfloat16")
+
+    @ops.custom_gradient
+    def in_both(stream: Any, *branch: Any) -> Any:
+        if not branch:
+            return (stream, ops.cast(stream, "bfloat16")), functools.partial(one_pass, join)
+        return one_pass(add, stream, *branch), functools.partial(one_pass, divide)
+
+    made: Callable[..., tuple[Any, Any]] = in_both
+    return made
+
+
+def fuse_step(model: keras.Model) -> keras.Model:
+    """The model as a training step computes it: layers and weights are shared.
+
+    Under TensorFlow on processors, where a convolution in bfloat16 takes the float32 stream, sum
+    and cast are one pass, and so is all that becomes of their gradients. Other models come back as
+    they are.
+    """
+    from kerass2.models.layers import ResidualSum
+
+    def is_low(layer: Any) -> bool:
+        return hasattr(layer, "kernel_size") and layer.compute_dtype == "bfloat16"
+
+    streams = any(type(layer) is ResidualSum for layer in model.layers)
+    if not (streams and any(map(is_low, model.layers)) and backend.is_on_processors()):
+        return model
+    # By the id of a tensor, which is kept with it so that no id is given twice: the scale and parts
+    # of a sum; what takes the place of a stream.
+    sums: dict[int, tuple[Any, float, tuple[Any, ...]]] = {}
+    streams_in_both: dict[int, tuple[Any, Any]] = {}
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_low(layer) and args[0].dtype == "float32":
+            stream, scale, parts = sums.get(id(args[0]), (args[0], 1.0, args))
+            whole, low = InBoth(scale, name=f"{layer.name}_taken")(*parts)
+            streams_in_both[id(stream)] = stream, whole
+            return layer(low, **kwargs)
+        args = tuple(streams_in_both.get(id(each), (each, each))[1] for each in args)
+        found = layer(*args, **kwargs)
+        if type(layer) is ResidualSum:
+            sums[id(found)] = found, layer.scale, args
+        return found
 
     return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from kerass2.models import fused
 from kerass2.steps import value as values
 from strategies.base import Strategy, sum_compressed
 
@@ -67,6 +69,7 @@ def build_step(
 def _build_gradient(recipe: values.Recipe, world_size: int) -> Gradient:
     """What computes a part's value, and its gradients without those of L2."""
     weights = recipe.model.trainable_variables
+    recipe = dataclasses.replace(recipe, model=fused.fuse_step(recipe.model))
 
     def gradient(batch: Mapping[str, Any], part: Any) -> tuple[Any, Sequence[Any]]:
         with tf.GradientTape() as tape, _without_l2(weights):

@@ -16,7 +16,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kerass2 import models
+from kerass2 import backend, models
 from kerass2.models import attention, blocks, fused, layers, tiled_attention
 
 FILTERS, KEYS = 6, 3
@@ -284,7 +284,7 @@ def test_which_form_is_taken(
     expected: str,
 ) -> None:
     """Tiles of 48 px; where nothing else is faster 1 GiB of maps of examples, 64 MiB of blocks."""
-    monkeypatch.setattr(attention, "_is_on_processors", lambda: processors)
+    monkeypatch.setattr(backend, "is_on_processors", lambda: processors)
     monkeypatch.setattr(attention, "direct", lambda *rest: "direct")
     monkeypatch.setattr(attention, "grouped", lambda *rest: "grouped")
     monkeypatch.setattr(tiled_attention, "attend", lambda *rest: "tiled")

@@ -13,9 +13,9 @@ import click.testing
 import pytest
 import tensorflow as tf
 
-from kerass2 import config, models
+from kerass2 import backend, config, models
 from kerass2.models import __main__ as command
-from kerass2.models import attention, cost
+from kerass2.models import cost
 
 COMMAND = [sys.executable, "-m", "kerass2.models"]
 
@@ -58,7 +58,7 @@ def test_operations_are_those_of_the_graph(
     monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any], size: int
 ) -> None:
     """All maps at once: of a loop a graph does not say how often it runs."""
-    monkeypatch.setattr(attention, "_is_on_processors", lambda: False)
+    monkeypatch.setattr(backend, "is_on_processors", lambda: False)
     model = models.build(name, **options)
     found, graph = cost.count(model), operations_of_graph(model, size)
     assert found.of_patch(size) == sum(graph.values())
