@@ -122,13 +122,13 @@ def fuse(model: keras.Model) -> keras.Model:
             if len(parts) > together or scale != layer.scale or branch.dtype == stream.dtype:
                 parts = (stream,)
             parts += (branch,)
-            total = OnePassSum(layer.scale, name=f"{layer.name}_one_pass")(*parts)
+            total = OnePassSum(layer.scale)(*parts)
             sums[id(total)] = total, layer.scale, parts
             return total
         if 1 < len(parts) <= together and hasattr(layer, "kernel_size"):
             low = layer.compute_dtype
             if low != args[0].dtype:
-                args = (OnePassSum(scale, low, name=f"{layer.name}_taken")(*parts),)
+                args = (OnePassSum(scale, low)(*parts),)
         return layer(*args, **kwargs)
 
     return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
@@ -201,7 +201,7 @@ def fuse_step(model: keras.Model) -> keras.Model:
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if is_low(layer) and args[0].dtype == "float32":
             stream, scale, parts = sums.get(id(args[0]), (args[0], 1.0, args))
-            whole, low = InBoth(scale, name=f"{layer.name}_taken")(*parts)
+            whole, low = InBoth(scale)(*parts)
             streams_in_both[id(stream)] = stream, whole
             return layer(low, **kwargs)
         args = tuple(streams_in_both.get(id(each), (each, each))[1] for each in args)

@@ -93,6 +93,24 @@ def test_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fused.fuse_step(low) is low
 
 
+def test_layers_that_are_called_again() -> None:
+    """One convolution and one sum for all blocks, as recurrent networks have."""
+    image = keras.Input((12, 12, 4))
+    convolution = keras.layers.Conv2D(8, 3, padding="same", dtype=LOW)
+    branch, add = keras.layers.Conv2D(8, 3, padding="same", dtype=LOW), ResidualSum(0.1)
+    stream = keras.layers.Activation("linear", dtype="float32")(convolution(image))
+    for _ in range(7):
+        stream = add(stream, branch(stream))
+    model = keras.Model(image, keras.layers.Conv2D(2, 3, dtype="float32")(stream))
+    given = np.random.default_rng(0).random((2, 12, 12, 4), "f4")
+    expected = model.predict_on_batch(given)
+    for found in (fused.fuse(model), fused.fuse_step(model)):
+        assert {id(w) for w in found.weights} == {id(w) for w in model.weights}
+        np.testing.assert_allclose(found.predict_on_batch(given), expected, atol=2e-2)
+    # The image and each block's input; the last sum goes to a float32 convolution.
+    assert count(found)[0] == 8
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_step_trains_by_it(monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
     """Whole and in parts: the weights of the step without, and the same that the model saves."""
